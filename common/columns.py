@@ -1,0 +1,150 @@
+"""Arrow columns to and from numpy: vectors without a copy, labels as text.
+
+A vector column is `FixedSizeList<float32>` with non-null elements; a row that has no vector is null. Columns of
+`List<float>` and `List<double>`, as other programs write them, are read too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.config import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class VectorColumn:
+    """Vectors of some rows, and which of the rows have a usable one."""
+
+    vectors: np.ndarray  # [n, d] float32; rows without a usable vector are zeros
+    valid: np.ndarray  # [n] bool; false for null rows and for rows with NaN or Inf
+    n_null: int
+    n_not_finite: int
+
+
+def is_vector(arrow_type: pa.DataType) -> bool:
+    """Whether an Arrow type is a list of numbers."""
+    import pyarrow as pa
+
+    is_list = (
+        pa.types.is_fixed_size_list(arrow_type) or pa.types.is_list(arrow_type) or pa.types.is_large_list(arrow_type)
+    )
+    return bool(is_list and (pa.types.is_floating(arrow_type.value_type) or pa.types.is_integer(arrow_type.value_type)))
+
+
+def vector_type(dimension: int, dtype: str = "float32") -> pa.DataType:
+    """The Arrow type of vectors of one dimension; `dtype` is float32 or float16."""
+    import pyarrow as pa
+
+    element = {"float32": pa.float32(), "float16": pa.float16()}[dtype]
+    return pa.list_(pa.field("element", element, nullable=False), dimension)
+
+
+def read_vectors(column: pa.ChunkedArray, *, where: str, dimension: int | None = None) -> VectorColumn:
+    """Vectors of a column as one float32 matrix.
+
+    Raises UserError (which begins with `where`) if the column is no list of numbers, if its vectors differ in length,
+    or if their length is not `dimension`.
+    """
+    import pyarrow as pa
+
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    if isinstance(array, pa.ChunkedArray):
+        array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
+    if not is_vector(array.type):
+        raise UserError(f"{where} holds {array.type}, not vectors (a list of numbers in each row)")
+    present = ~np.asarray(array.is_null())  # [n]
+    elements = array.flatten()  # of the rows that are present
+    length = _common_length(array, present, where)
+    if dimension is not None and length not in (dimension, 0):
+        raise UserError(
+            f"{where} holds vectors of length {length}, expected {dimension}; were they made by another model?"
+        )
+    vectors = _to_matrix(elements, present, dimension or length)
+    finite = np.isfinite(vectors.sum(axis=1, dtype=np.float64)) if len(vectors) else np.ones(0, bool)
+    if elements.null_count or not finite.all():
+        finite = np.isfinite(vectors).all(axis=1)
+        vectors = np.where(finite[:, None], vectors, np.float32(0))
+    return VectorColumn(vectors, present & finite, int((~present).sum()), int((~finite).sum()))
+
+
+def _common_length(array: pa.Array, present: np.ndarray, where: str) -> int:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_fixed_size_list(array.type):
+        return int(array.type.list_size)
+    lengths = np.asarray(pc.list_value_length(array.drop_null()))
+    if not len(lengths):
+        return 0
+    if (lengths != lengths[0]).any():
+        odd = int(np.flatnonzero(lengths != lengths[0])[0])
+        raise UserError(
+            f"{where} holds vectors of different length ({lengths[0]}, but {lengths[odd]} in row "
+            f"{np.flatnonzero(present)[odd]} of its batch); make them with one model"
+        )
+    return int(lengths[0])
+
+
+def _to_matrix(elements: pa.Array, present: np.ndarray, dimension: int) -> np.ndarray:
+    # A null element becomes NaN, so that its row is found by the test for finite values.
+    values = elements.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    if present.all():
+        return values.reshape(len(present), dimension)
+    vectors = np.zeros((len(present), dimension), np.float32)  # [n, d]
+    if present.any():
+        vectors[present] = values.reshape(-1, dimension)
+    return vectors
+
+
+def vector_array(vectors: np.ndarray, *, valid: np.ndarray | None = None, dtype: str = "float32") -> pa.Array:
+    """An Arrow column of the rows of `vectors` ([n, d]); rows where `valid` ([n] bool) is false become null."""
+    import pyarrow as pa
+
+    elements = pa.array(np.ascontiguousarray(vectors, dtype=dtype).reshape(-1))
+    mask = None if valid is None or valid.all() else pa.array(~valid)
+    return pa.FixedSizeListArray.from_arrays(elements, type=vector_type(vectors.shape[1], dtype), mask=mask)
+
+
+def label_strings(column: pa.ChunkedArray) -> list[str | None]:
+    """Labels as text, whatever their type: 3, "3" and 3.0 are one label; null and blank text are no label, None."""
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    return [_label_text(value) for value in column.to_pylist()]
+
+
+def _label_text(value: Any) -> str | None:
+    if value is None or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    text = str(value).strip()
+    return text or None
+
+
+def replace_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
+    """The table with `columns` in it, each in its old place or at the end."""
+    import pyarrow as pa
+
+    for name, values in columns.items():
+        field = pa.field(name, values.type)
+        index = table.schema.get_field_index(name)
+        table = table.set_column(index, field, values) if index >= 0 else table.append_column(field, values)
+    return table
+
+
+def merge_errors(column: pa.ChunkedArray | None, reasons: dict[int, str], n_rows: int) -> pa.Array:
+    """The `error` column with more reasons in it, by row; a row's first reason stays."""
+    import pyarrow as pa
+
+    errors = column.to_pylist() if column is not None else [None] * n_rows
+    for row, reason in reasons.items():
+        errors[row] = errors[row] or reason
+    return pa.array(errors, pa.string())

@@ -1,0 +1,202 @@
+"""One seam to map a task over shards: this process, local processes (joblib's loky), or a Dask cluster.
+
+A task takes one item, commits its result to the disk and returns a small dict. The disk is the truth: after a worker
+died, what is not on the disk is tried again, so a dead worker costs the shard it was working on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from common.config import EngineSettings, UserError
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+
+def map_items(
+    task: Callable[[Item], Any],
+    items: Sequence[Item],
+    engine: EngineSettings,
+    *,
+    is_done: Callable[[Item], bool] | None = None,
+    on_result: Callable[[Item, Any], None] | None = None,
+) -> list[Any]:
+    """Run `task` over `items` and return its results in the order of the items.
+
+    `task` must be importable by worker processes (a function of a module, or a partial of one). `is_done` looks at the
+    disk: an item whose worker died after its commit is not computed again, and its result is None. `on_result` is
+    called in this process as results arrive.
+
+    Raises UserError if a task raised one, or if workers keep dying; any other exception of a task is raised as it is.
+    """
+    if engine.kind == "local" and engine.n_jobs == 1:
+        return [_run_here(task, item, on_result) for item in items]
+    return _run_in_workers(task, items, engine, is_done=is_done, on_result=on_result)
+
+
+def _run_here(task: Callable[[Item], Any], item: Item, on_result: Callable[[Item, Any], None] | None) -> Any:
+    result = task(item)
+    if on_result:
+        on_result(item, result)
+    return result
+
+
+def _run_in_workers(
+    task: Callable[[Item], Any],
+    items: Sequence[Item],
+    engine: EngineSettings,
+    *,
+    is_done: Callable[[Item], bool] | None,
+    on_result: Callable[[Item, Any], None] | None,
+) -> list[Any]:
+    results: dict[int, Any] = {}
+    last_problem: BaseException | None = None
+    for attempt in range(engine.retries + 1):
+        if attempt and is_done:
+            results |= {i: None for i, item in enumerate(items) if i not in results and is_done(item)}
+        todo = [(index, item) for index, item in enumerate(items) if index not in results]
+        if not todo:
+            break
+        try:
+            _attempt(task, todo, engine, results, on_result)
+        except Exception as problem:
+            if not _is_worker_death(problem):
+                raise
+            last_problem = problem
+            log.warning("a worker died or took over %g s (%s); trying its shards again", engine.timeout_s, problem)
+    n_missing = len(items) - len(results)
+    if n_missing:
+        raise UserError(
+            f"{n_missing} of {len(items)} shards could not be computed in {engine.retries + 1} attempts: workers died "
+            f"or took over engine.timeout_s={engine.timeout_s:g} s (last: {last_problem}); lower engine.n_jobs or the "
+            f"shard size if memory ran out, then start again: finished shards are kept"
+        ) from last_problem
+    return [results[index] for index in range(len(items))]
+
+
+def _attempt(
+    task: Callable[[Item], Any],
+    todo: list[tuple[int, Item]],
+    engine: EngineSettings,
+    results: dict[int, Any],
+    on_result: Callable[[Item, Any], None] | None,
+) -> None:
+    items = dict(todo)
+    with _workers(engine, len(todo)):
+        for index, result in _stream(task, todo, engine):
+            results[index] = result
+            if on_result:
+                on_result(items[index], result)
+
+
+def _stream(
+    task: Callable[[Item], Any], todo: list[tuple[int, Item]], engine: EngineSettings
+) -> Iterator[tuple[int, Any]]:
+    from joblib import Parallel, delayed
+
+    # Without a timeout, joblib's Dask backend waits for ever for a task whose worker was killed repeatedly.
+    parallel = Parallel(batch_size=1, return_as="generator_unordered", timeout=engine.timeout_s)
+    for outcome in parallel(delayed(_guarded)(task, index, item) for index, item in todo):
+        if "error" in outcome:
+            raise outcome["error"] if "traceback" not in outcome else _with_traceback(outcome)
+        yield outcome["index"], outcome["result"]
+
+
+def _guarded(task: Callable[[Item], Any], index: int, item: Item) -> dict[str, Any]:
+    """Run in the worker: return an exception instead of raising it, which would abort the tasks of the others."""
+    try:
+        return {"index": index, "result": task(item)}
+    except (UserError, OSError) as problem:
+        return {"index": index, "error": problem}
+    except Exception as problem:
+        return {"index": index, "error": problem, "traceback": traceback.format_exc()}
+
+
+def _with_traceback(outcome: dict[str, Any]) -> Exception:
+    error: Exception = outcome["error"]
+    error.add_note(f"in a worker process:\n{outcome['traceback']}")
+    return error
+
+
+def _is_worker_death(problem: BaseException) -> bool:
+    names = {cls.__name__ for cls in type(problem).__mro__}
+    return bool(
+        names & {"TerminatedWorkerError", "BrokenProcessPool", "TimeoutError", "KilledWorker", "CommClosedError"}
+    )
+
+
+@contextmanager
+def _workers(engine: EngineSettings, n_tasks: int) -> Iterator[None]:
+    from joblib import parallel_config
+
+    if engine.kind == "dask":
+        with _dask_client(engine), parallel_config(backend="dask"):
+            yield
+        return
+    n_jobs = min(engine.n_jobs, n_tasks)
+    with _gpu_queue() as gpus:
+        initializer = {"initializer": _claim_gpu, "initargs": (gpus,)} if gpus is not None else {}
+        with parallel_config(backend="loky", n_jobs=n_jobs, idle_worker_timeout=3600, **initializer):
+            yield
+
+
+@contextmanager
+def _dask_client(engine: EngineSettings) -> Iterator[Any]:
+    try:
+        from dask.distributed import Client, LocalCluster
+    except ImportError:
+        raise UserError("engine.kind=dask needs Dask; run: pip install 'dask[distributed]'") from None
+
+    if engine.address:
+        try:
+            with Client(engine.address, timeout=20) as client:
+                yield client
+        except (OSError, TimeoutError) as problem:
+            raise UserError(f"no Dask scheduler answers at engine.address={engine.address} ({problem})") from None
+        return
+    with (
+        LocalCluster(n_workers=engine.n_jobs, threads_per_worker=1, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+# --- One GPU for each worker -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _gpu_queue() -> Iterator[Any]:
+    """A queue of GPU numbers for local workers to take from, or None where there is at most one GPU."""
+    gpus = _visible_gpus()
+    if len(gpus) < 2:
+        yield None
+        return
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Manager() as manager:
+        queue = manager.Queue()
+        # Many rounds: a worker that replaces a dead one takes a number too.
+        for gpu in gpus * 64:
+            queue.put(gpu)
+        yield queue
+
+
+def _visible_gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [gpu for gpu in visible.split(",") if gpu.strip()]
+    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
+    return [path.name.removeprefix("nvidia") for path in devices]
+
+
+def _claim_gpu(queue: Any) -> None:
+    """Take one GPU for this worker process, before anything of CUDA is loaded in it."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = queue.get_nowait()

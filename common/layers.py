@@ -1,0 +1,129 @@
+"""Columns that a stage adds in place to the shards of another, shard by shard, by the commit protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from common.columns import replace_columns
+from common.commit import Identity, OutputLock, describe_changes, remove_stale_temporaries, write_json
+from common.config import UserError
+from common.outputs import library_versions, shard_entry, write_shard
+from common.shards import SUCCESS, Shard, ShardSet, Stamp, read_stamp
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+AddColumns = Callable[["pa.Table"], dict[str, "pa.Array"]]
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """One shard to which columns are added in place."""
+
+    shard: Shard
+    layer: str
+    identity: dict[str, Any]
+    fingerprint: str
+
+    def write(self, add_columns: AddColumns) -> int:
+        """Rewrite the shard with the columns that `add_columns` makes of each table; the others stay as they were."""
+        before = read_stamp(self.shard.path) or Stamp({}, "", self.shard.n_rows)
+        layers = {**before.layers, self.layer: {"identity": self.identity, "fingerprint": self.fingerprint}}
+        stamp = Stamp(before.identity, before.fingerprint, before.n_rows, layers)
+        empty = self.shard.schema.empty_table()
+        schema = replace_columns(empty, add_columns(empty)).schema
+        tables = (replace_columns(table, add_columns(table)) for table in self.shard.iter_tables())
+        return write_shard(self.shard.path, schema, tables, stamp)
+
+
+class LayerOutput:
+    """Columns added in place to the shards of another stage, shard by shard, under the lock of their folder.
+
+    While a layer is being written, `_SUCCESS` says so and readers of its columns refuse; killed and started again, it
+    goes on with the shards that lack it. Entering raises UserError where another configuration wrote the layer (and
+    `overwrite` is off).
+    """
+
+    def __init__(self, shard_set: ShardSet, identity: Identity, *, overwrite: bool = False) -> None:
+        self.shard_set = shard_set
+        self.identity = identity
+        self._overwrite = overwrite
+        self._lock = OutputLock(shard_set.folder)
+
+    def __enter__(self) -> LayerOutput:
+        self._lock.__enter__()
+        try:
+            remove_stale_temporaries(self.shard_set.folder)
+            before = self.shard_set.layer(self.name)
+            if before and before["identity"] != self.identity.to_dict() and not self._overwrite:
+                changes = describe_changes(before["identity"], self.identity.to_dict())
+                raise UserError(
+                    f"the shards in {self.shard_set.folder} already hold the result of {self.name} by another "
+                    f"configuration ({changes}); replace it with --overwrite, or write elsewhere with output_dir"
+                )
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.__exit__(kind, value, traceback)
+
+    @property
+    def name(self) -> str:
+        """The layer's name: that of the stage which adds it."""
+        return self.identity.stage
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard has the layer by this configuration and `_SUCCESS` says so."""
+        layer = self.shard_set.layer(self.name)
+        whole = bool(layer and layer["complete"] and layer["fingerprint"] == self.identity.fingerprint)
+        return whole and all(self.is_done(shard) for shard in self.shard_set.shards)
+
+    def is_done(self, shard: Shard) -> bool:
+        """Whether one shard has the layer by this very configuration."""
+        stamp = read_stamp(shard.path)
+        return stamp is not None and stamp.layers.get(self.name, {}).get("fingerprint") == self.identity.fingerprint
+
+    def task(self, shard: Shard) -> LayerTask:
+        """The task of adding the layer to one shard."""
+        return LayerTask(shard, self.name, self.identity.to_dict(), self.identity.fingerprint)
+
+    def begin(self) -> None:
+        """Mark the layer as being written, so that no reader takes half of it for the whole."""
+        self._write_success(complete=False, totals={})
+
+    def finish(self, totals: dict[str, Any]) -> Path:
+        """Commit the layer; returns the path of `_SUCCESS`."""
+        return self._write_success(complete=True, totals=totals)
+
+    def _write_success(self, *, complete: bool, totals: dict[str, Any]) -> Path:
+        folder = self.shard_set.folder
+        success = dict(self.shard_set.success or self._adopted())
+        layer = {
+            "identity": self.identity.to_dict(),
+            "fingerprint": self.identity.fingerprint,
+            "complete": complete,
+            "totals": totals,
+        }
+        success["layers"] = {**success.get("layers", {}), self.name: layer}
+        success["shards"] = [shard_entry(shard.path) for shard in self.shard_set.shards]
+        write_json(folder / SUCCESS, success)
+        return folder / SUCCESS
+
+    def _adopted(self) -> dict[str, Any]:
+        """`_SUCCESS` for a plain folder: its files, taken as they are when the first layer is added."""
+        return {
+            "stage": "plain folder",
+            "fingerprint": self.shard_set.fingerprint,
+            "identity": {"stage": "plain folder"},
+            "versions": library_versions(),
+            "totals": {"rows": self.shard_set.n_rows},
+        }

@@ -1,0 +1,232 @@
+"""Writing shards, and the output folder of a stage from its first check to its `_SUCCESS`."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from common.columns import is_vector
+from common.commit import (
+    Identity,
+    OutputLock,
+    atomic_file,
+    describe_changes,
+    make_folder,
+    remove_stale_temporaries,
+    sync_folder,
+    write_json,
+)
+from common.config import Section, UserError, settings_to_dict
+from common.shards import ROW_GROUP_ROWS, STAMP_KEY, SUCCESS, Stamp, read_footer, read_stamp, read_success
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+_VERSIONED_PACKAGES = ("numpy", "pyarrow", "scikit-learn", "torch", "transformers")
+
+
+def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], stamp: Stamp) -> int:
+    """Write one shard atomically, in row groups of 8192 rows, with `stamp` in the footer; returns its bytes.
+
+    Raises UserError where the tables hold another number of rows than the stamp says.
+    """
+    import pyarrow.parquet as pq
+
+    n_rows = 0
+    with atomic_file(path) as file:
+        writer = pq.ParquetWriter(
+            file,
+            schema,
+            compression={name: codec for name, codec in _column_codecs(schema)},
+            use_dictionary=[f.name for f in schema if _is_compressible(f.type)],
+            write_page_checksum=True,
+            store_schema=True,
+        )
+        # Not a `with`: on an exception it would close the file with a valid footer over half of the rows.
+        for table in tables:
+            writer.write_table(table.cast(schema), row_group_size=ROW_GROUP_ROWS)
+            n_rows += table.num_rows
+        if n_rows != stamp.n_rows:
+            raise UserError(f"{path} would hold {n_rows} of {stamp.n_rows} rows; the input changed during the run")
+        writer.add_key_value_metadata({STAMP_KEY.decode(): stamp.to_json()})
+        writer.close()
+        n_bytes = file.tell()
+    return n_bytes
+
+
+def _is_compressible(arrow_type: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    return not (pa.types.is_nested(arrow_type) or pa.types.is_floating(arrow_type))
+
+
+def _column_codecs(schema: pa.Schema) -> Iterator[tuple[str, str]]:
+    """Vectors stay uncompressed: their bytes do not shrink, and they are most of what is read and written."""
+    import pyarrow as pa
+
+    for column in schema:
+        if is_vector(column.type):
+            yield f"{column.name}.list.element", "none"
+        elif not pa.types.is_nested(column.type):
+            yield column.name, "zstd"
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """One shard to be written: where, and with which stamp. Small enough to send to another process."""
+
+    path: Path
+    stamp: Stamp
+
+    def write(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> dict[str, Any]:
+        """Write the shard; returns its name, rows and bytes for `_SUCCESS`."""
+        n_bytes = write_shard(self.path, schema, tables, self.stamp)
+        return {"name": self.path.name, "n_rows": self.stamp.n_rows, "n_bytes": n_bytes}
+
+
+class StageOutput:
+    """The output folder of a stage, held under its lock from the first check to `_SUCCESS`.
+
+        with StageOutput(folder, identity, overwrite=overwrite) as output:
+            if not output.is_complete:
+                todo = [name for name in names if not output.is_done(name)]
+                ...
+                output.finish(names, settings, totals)
+
+    Entering raises UserError where the folder holds the result of another configuration (and `overwrite` is off) or
+    parquet files of somebody else, and LockHeld where another run is writing to it.
+    """
+
+    def __init__(self, folder: str | Path, identity: Identity, *, overwrite: bool = False) -> None:
+        self.folder = Path(folder)
+        self.identity = identity
+        self._overwrite = overwrite
+        self._lock = OutputLock(self.folder)
+
+    def __enter__(self) -> StageOutput:
+        make_folder(self.folder)
+        self._lock.__enter__()
+        try:
+            remove_stale_temporaries(self.folder)
+            self._refuse_foreign_files()
+            if self._overwrite:
+                self._clear()
+            self._refuse_other_configuration()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.__exit__(kind, value, traceback)
+
+    @property
+    def success(self) -> dict[str, Any] | None:
+        """The `_SUCCESS` of this output, or None where it is unfinished."""
+        return read_success(self.folder) if (self.folder / SUCCESS).exists() else None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard that `_SUCCESS` lists is there and whole."""
+        success = self.success
+        return success is not None and all(self.is_done(entry["name"]) for entry in success["shards"])
+
+    def is_done(self, name: str) -> bool:
+        """Whether one shard was committed by this very configuration; a damaged one counts as not done."""
+        path = self.folder / name
+        if not path.exists():
+            return False
+        try:
+            stamp = read_stamp(path)
+        except UserError as problem:
+            log.warning("%s; it is written again", problem)
+            return False
+        return stamp is not None and stamp.fingerprint == self.identity.fingerprint
+
+    def task(self, name: str, n_rows: int) -> ShardTask:
+        """The task of writing one shard of this output."""
+        identity = self.identity
+        return ShardTask(self.folder / name, Stamp(identity.to_dict(), identity.fingerprint, n_rows))
+
+    def finish(self, names: Sequence[str], settings: Section, totals: dict[str, Any]) -> Path:
+        """Commit the folder: write `_SUCCESS` over the shards `names`, in order; returns its path."""
+        success = {
+            "stage": self.identity.stage,
+            "fingerprint": self.identity.fingerprint,
+            "identity": self.identity.to_dict(),
+            "config": settings_to_dict(settings),
+            "versions": library_versions(),
+            "shards": [shard_entry(self.folder / name) for name in names],
+            "totals": totals,
+            "layers": {},
+        }
+        write_json(self.folder / SUCCESS, success)
+        return self.folder / SUCCESS
+
+    def _own_shards(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.parquet"))
+
+    def _refuse_foreign_files(self) -> None:
+        if self.success is not None:
+            return
+        for path in self.folder.glob("*.parquet"):
+            try:
+                ours = path.name.startswith("part-") and read_stamp(path) is not None
+            except UserError:
+                ours = path.name.startswith("part-")
+            if not ours:
+                raise UserError(
+                    f"output folder {self.folder} holds {path.name}, which no stage of this suite wrote; "
+                    f"choose another output folder"
+                )
+
+    def _clear(self) -> None:
+        # `_SUCCESS` goes first: from then on nobody takes the rest for a finished result.
+        (self.folder / SUCCESS).unlink(missing_ok=True)
+        sync_folder(self.folder)
+        for path in self._own_shards():
+            path.unlink()
+
+    def _refuse_other_configuration(self) -> None:
+        before = (self.success or {}).get("identity") or next(self._identities_of_shards(), None)
+        if before is not None and before != self.identity.to_dict():
+            changes = describe_changes(before, self.identity.to_dict())
+            raise UserError(
+                f"output folder {self.folder} holds the result of another configuration ({changes}); "
+                f"choose another output folder, or replace it with --overwrite"
+            )
+
+    def _identities_of_shards(self) -> Iterator[dict[str, Any]]:
+        for path in self._own_shards():
+            try:
+                stamp = read_stamp(path)
+            except UserError:
+                continue  # a damaged shard is found again, and told, by is_done
+            if stamp is not None:
+                yield stamp.identity
+
+
+def shard_entry(path: Path) -> dict[str, Any]:
+    """What `_SUCCESS` says of one shard."""
+    return {"name": path.name, "n_rows": read_footer(path).num_rows, "n_bytes": path.stat().st_size}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries whose numbers end up in the shards."""
+    versions = {"python": platform.python_version()}
+    for package in _VERSIONED_PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions

@@ -1,0 +1,418 @@
+"""How well clusters agree with labels, from counts alone, so that rows can stream by.
+
+    counts = Contingency()
+    for cluster_ids, labels in batches:
+        counts.update(cluster_ids, labels)
+    counts.agreement().purity              # overall scores
+    counts.per_cluster().purity_lower_bound  # one value for each cluster
+
+Everything follows from one sparse table, the number of rows for each pair of cluster and label. Tables of shards are
+added with `merge`. The scores equal scikit-learn's on the expanded labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from common.config import UserError
+
+# A pair of cluster and label is one int64: the cluster id plus one in the upper half, the code of the label below.
+_CODE_BITS = 32
+_MAX_CLUSTER_ID = 2**31 - 2
+_NO_LABEL = 0
+# Pairs kept apart before they are added up; bounds the memory of a long stream.
+_COMPACT_AT = 1 << 20
+# One-sided 95% of the normal distribution.
+Z_95_ONE_SIDED = 1.645
+
+
+@dataclass(frozen=True)
+class ClusterQuality:
+    """One row for each cluster, by ascending id; all arrays have the length of `cluster_ids`."""
+
+    cluster_ids: np.ndarray  # [k] int64
+    sizes: np.ndarray  # [k] int64, all rows of the cluster
+    n_labeled: np.ndarray  # [k] int64, those with a label
+    majority_labels: list[str | None]  # the most frequent label; the first by name among equals; None without labels
+    majority_counts: np.ndarray  # [k] int64
+    purity: np.ndarray  # [k] float64, majority_counts / n_labeled; NaN without labels
+    purity_lower_bound: np.ndarray  # [k] float64, one-sided Wilson bound; 0 without labels
+    entropy: np.ndarray  # [k] float64, of the labels, in bits; NaN without labels
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Scores of a whole clustering against labels, over the rows that have both ("scored" rows).
+
+    purity: the sum of the majority counts of all clusters / scored rows.
+    accuracy: the share of scored rows that are right when clusters and labels are matched one to one as well as can be
+    (Hungarian method, "ACC"); unmatched clusters count as wrong.
+    coverage: scored rows / labelled rows, so accuracy * coverage is ACC with unclustered rows counted as wrong.
+    NMI and AMI use the arithmetic mean of the entropies. All scores are NaN when no row is scored.
+    """
+
+    n_rows: int
+    n_scored: int
+    n_without_label: int  # in a cluster, no label
+    n_without_cluster: int  # labelled, in no cluster
+    n_without_both: int
+    n_clusters: int  # with at least one row
+    n_labels: int
+    purity: float
+    accuracy: float
+    nmi: float
+    ami: float
+    ari: float
+    homogeneity: float
+    completeness: float
+    v_measure: float
+    coverage: float
+
+
+class Contingency:
+    """Counts of rows for each pair of cluster and label, built batch by batch.
+
+    A row is in no cluster when its id is null, NaN or negative (noise). It has no label when that is null, NaN or
+    blank. Labels are compared as text. Memory grows with the number of distinct pairs, not with rows.
+    """
+
+    def __init__(self) -> None:
+        self._label_codes: dict[str, int] = {}  # codes start at 1; 0 is "no label"
+        self._keys: list[np.ndarray] = [np.zeros(0, np.int64)]
+        self._counts: list[np.ndarray] = [np.zeros(0, np.int64)]
+
+    def update(self, cluster_ids: Any, labels: Any) -> None:
+        """Add a batch of rows: ids as integers or null, labels of any type; lists, numpy, pandas or pyarrow.
+
+        Raises ValueError for unequal lengths and UserError for ids above 2**31 - 2.
+        """
+        clusters = _as_cluster_ids(cluster_ids)
+        codes = self._encode(labels)
+        if len(clusters) != len(codes):
+            raise ValueError(f"{len(clusters)} cluster ids but {len(codes)} labels")
+        keys, counts = np.unique(((clusters + 1) << _CODE_BITS) | codes, return_counts=True)
+        self._add(keys, counts)
+
+    def merge(self, other: Contingency) -> None:
+        """Add the counts of another table, whose labels may be others."""
+        codes = np.zeros(len(other._label_codes) + 1, np.int64)
+        for label, code in other._label_codes.items():
+            codes[code] = self._code(label)
+        other._compact()
+        clusters, other_codes = _split_keys(other._keys[0])
+        self._add(((clusters + 1) << _CODE_BITS) | codes[other_codes], other._counts[0])
+
+    @property
+    def labels(self) -> list[str]:
+        """All labels seen, in the order of their names."""
+        return sorted(self._label_codes)
+
+    def matrix(self) -> tuple[np.ndarray, list[str], Any]:
+        """Return cluster ids [k], label names [c] and the scipy CSR matrix [k, c] of counts of the scored rows.
+
+        Clusters without a labelled row and labels without a clustered row are left out.
+        """
+        from scipy.sparse import csr_array
+
+        clusters, ranks, counts = self._pairs()
+        scored = (clusters >= 0) & (ranks >= 0)
+        ids, rows = np.unique(clusters[scored], return_inverse=True)
+        label_ranks, columns = np.unique(ranks[scored], return_inverse=True)
+        names = self.labels
+        table = csr_array((counts[scored], (rows, columns)), shape=(len(ids), len(label_ranks)), dtype=np.int64)
+        return ids, [names[rank] for rank in label_ranks], table
+
+    def per_cluster(self, *, cluster_ids: Sequence[int] | np.ndarray | None = None) -> ClusterQuality:
+        """Return the quality of each cluster; `cluster_ids` sets which and in which order (unseen ones are empty)."""
+        clusters, ranks, counts = self._pairs()
+        inside = clusters >= 0
+        clusters, ranks, counts = clusters[inside], ranks[inside], counts[inside]
+        ids = np.unique(clusters) if cluster_ids is None else np.asarray(cluster_ids, np.int64)
+        rows = _positions(ids, clusters)
+        wanted = rows >= 0
+        return _cluster_quality(ids, rows[wanted], ranks[wanted], counts[wanted], self.labels)
+
+    def agreement(self) -> Agreement:
+        """Return the overall scores."""
+        clusters, ranks, counts = self._pairs()
+        in_cluster, labeled = clusters >= 0, ranks >= 0
+        n_scored = int(counts[in_cluster & labeled].sum())
+        n_without_cluster = int(counts[~in_cluster & labeled].sum())
+        n_labeled = n_scored + n_without_cluster
+        return Agreement(
+            n_rows=int(counts.sum()),
+            n_scored=n_scored,
+            n_without_label=int(counts[in_cluster & ~labeled].sum()),
+            n_without_cluster=n_without_cluster,
+            n_without_both=int(counts[~in_cluster & ~labeled].sum()),
+            n_clusters=len(np.unique(clusters[in_cluster])),
+            n_labels=len(self._label_codes),
+            coverage=n_scored / n_labeled if n_labeled else math.nan,
+            **agreement_scores(self.matrix()[2]),
+        )
+
+    def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Cluster id (-1: none), rank of the label by name (-1: none) and count, for each pair that occurs."""
+        self._compact()
+        clusters, codes = _split_keys(self._keys[0])
+        ranks = np.full(len(self._label_codes) + 1, -1, np.int64)
+        for rank, label in enumerate(self.labels):
+            ranks[self._label_codes[label]] = rank
+        return clusters, ranks[codes], self._counts[0]
+
+    def _encode(self, labels: Any) -> np.ndarray:
+        import pyarrow.compute as pc
+
+        encoded = _as_arrow(labels).dictionary_encode()
+        values = encoded.dictionary.to_pylist()
+        codes = np.array([self._code(value) for value in values] + [_NO_LABEL], np.int64)
+        return codes[pc.fill_null(encoded.indices.cast("int64"), len(values)).to_numpy(zero_copy_only=False)]
+
+    def _code(self, value: Any) -> int:
+        if value is None or value != value or not str(value).strip():  # NaN is the value unlike itself
+            return _NO_LABEL
+        return self._label_codes.setdefault(str(value), len(self._label_codes) + 1)
+
+    def _add(self, keys: np.ndarray, counts: np.ndarray) -> None:
+        self._keys.append(keys)
+        self._counts.append(counts)
+        # Doubling over what is already merged keeps the cost of merging linear.
+        if sum(len(part) for part in self._keys[1:]) > max(_COMPACT_AT, len(self._keys[0])):
+            self._compact()
+
+    def _compact(self) -> None:
+        if len(self._keys) > 1:
+            keys, inverse = np.unique(np.concatenate(self._keys), return_inverse=True)
+            counts = np.zeros(len(keys), np.int64)
+            np.add.at(counts, inverse, np.concatenate(self._counts))
+            self._keys, self._counts = [keys], [counts]
+
+
+def wilson_lower_bound(successes: Any, n: Any, *, z: float = Z_95_ONE_SIDED) -> Any:
+    """Return the lower end of Wilson's score interval for a proportion; 0 where n is 0.
+
+    Source: E. B. Wilson, Probable inference, JASA 22 (1927). Numbers or arrays; z = 1.645 is one-sided 95%.
+    """
+    successes, n = np.asarray(successes, np.float64), np.asarray(n, np.float64)
+    n_safe = np.maximum(n, 1.0)
+    share = successes / n_safe
+    spread = z * np.sqrt(share * (1.0 - share) / n_safe + z * z / (4.0 * n_safe * n_safe))
+    bound = (share + z * z / (2.0 * n_safe) - spread) / (1.0 + z * z / n_safe)
+    bound = np.where(n > 0, np.maximum(bound, 0.0), 0.0)
+    return float(bound) if bound.ndim == 0 else bound
+
+
+def agreement_scores(table: Any) -> dict[str, float]:
+    """Return purity, accuracy, nmi, ami, ari, homogeneity, completeness and v_measure of a sparse table [k, c]."""
+    counts = table.tocoo()
+    n = int(counts.data.sum())
+    if n == 0:
+        names = ("purity", "accuracy", "nmi", "ami", "ari", "homogeneity", "completeness", "v_measure")
+        return dict.fromkeys(names, math.nan)
+    cluster_totals = np.asarray(table.sum(axis=1)).ravel()
+    label_totals = np.asarray(table.sum(axis=0)).ravel()
+    h_clusters, h_labels = _entropy(cluster_totals), _entropy(label_totals)
+    mutual = _mutual_information(counts, cluster_totals, label_totals)
+    homogeneity = mutual / h_labels if h_labels else 1.0
+    completeness = mutual / h_clusters if h_clusters else 1.0
+    both = homogeneity + completeness
+    return {
+        "purity": float(table.max(axis=1).toarray().sum() / n),
+        "accuracy": clustering_accuracy(table),
+        "nmi": _normalized(mutual, (h_clusters + h_labels) / 2.0),
+        "ami": _adjusted(mutual, (h_clusters + h_labels) / 2.0, cluster_totals, label_totals),
+        "ari": _adjusted_rand(counts.data, cluster_totals, label_totals),
+        "homogeneity": homogeneity,
+        "completeness": completeness,
+        "v_measure": 2.0 * homogeneity * completeness / both if both else 0.0,
+    }
+
+
+def clustering_accuracy(table: Any) -> float:
+    """Return the share of rows on the best one-to-one matching of clusters and labels (Hungarian method).
+
+    `table` is a sparse or dense [k, c] matrix of counts; a dense copy of it is made. NaN for an empty one.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    dense = table.toarray() if hasattr(table, "toarray") else np.asarray(table)
+    n = dense.sum()
+    if n == 0:
+        return math.nan
+    rows, columns = linear_sum_assignment(dense, maximize=True)
+    return float(dense[rows, columns].sum() / n)
+
+
+def expected_mutual_information(cluster_totals: np.ndarray, label_totals: np.ndarray) -> float:
+    """Return the mean mutual information, in nats, of random tables with these totals.
+
+    Source: Vinh, Epps, Bailey, Information theoretic measures for clusterings comparison, JMLR 11 (2010), equation 24.
+    Each cell is hypergeometric, and only counts within 12 standard deviations (and 60) of its mean are summed: by
+    Bernstein's inequality the others weigh less than exp(-60). A full sum takes minutes at ten million rows.
+    """
+    n = int(cluster_totals.sum())
+    if len(cluster_totals) == 1 or len(label_totals) == 1:
+        return 0.0
+    log_factorial = _log_factorials(n)
+    labels, label_weights = np.unique(label_totals.astype(np.int64), return_counts=True)
+    total = 0.0
+    for size, weight in zip(*np.unique(cluster_totals.astype(np.int64), return_counts=True), strict=True):
+        total += float(weight) * _expected_of_cluster(int(size), labels, label_weights, n, log_factorial)
+    return total
+
+
+def _expected_of_cluster(size: int, labels: np.ndarray, label_weights: np.ndarray, n: int, log_factorial: Any) -> float:
+    mean = size * labels / n
+    reach = 12.0 * np.sqrt(mean * (1.0 - size / n) * (n - labels) / max(n - 1, 1)) + 60.0
+    low = np.maximum(np.maximum(1, size + labels - n), np.floor(mean - reach).astype(np.int64))
+    high = np.minimum(np.minimum(size, labels), np.ceil(mean + reach).astype(np.int64))
+    lengths = high - low + 1  # at least 1: the mean lies within the bounds
+    starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    cell = np.repeat(low, lengths) + np.arange(lengths.sum()) - starts  # every count of every cell, one after another
+    label = np.repeat(labels, lengths)
+    fixed = log_factorial(labels) + log_factorial(n - labels) + log_factorial(size) + log_factorial(n - size)
+    log_probability = np.repeat(fixed, lengths) - log_factorial(n) - log_factorial(cell) - log_factorial(size - cell)
+    log_probability -= log_factorial(label - cell) + log_factorial(n - size - label + cell)
+    information = cell / n * (np.log(cell) + math.log(n) - math.log(size) - np.log(label))
+    return float(np.sum(np.repeat(label_weights, lengths) * information * np.exp(log_probability)))
+
+
+def _log_factorials(n: int) -> Any:
+    """Return the function log(x!), from a table where that is small."""
+    from scipy.special import gammaln
+
+    if n > 2_000_000:
+        return lambda counts: gammaln(np.asarray(counts, np.float64) + 1.0)
+    table = gammaln(np.arange(n + 1, dtype=np.float64) + 1.0)
+    return lambda counts: table[counts]
+
+
+def _entropy(totals: np.ndarray) -> float:
+    """Entropy in nats of the distribution of rows over groups."""
+    totals = totals[totals > 0]
+    n = totals.sum()
+    if len(totals) <= 1:
+        return 0.0
+    return float(-np.sum(totals / n * (np.log(totals) - np.log(n))))
+
+
+def _mutual_information(counts: Any, cluster_totals: np.ndarray, label_totals: np.ndarray) -> float:
+    n = counts.data.sum()
+    log_ratio = np.log(counts.data) + np.log(n) - np.log(cluster_totals[counts.row]) - np.log(label_totals[counts.col])
+    terms = counts.data / n * log_ratio
+    terms[np.abs(terms) < np.finfo(np.float64).eps] = 0.0
+    return float(max(terms.sum(), 0.0))
+
+
+def _normalized(mutual: float, mean_entropy: float) -> float:
+    if mean_entropy == 0.0:  # one cluster and one label: the same partition
+        return 1.0
+    return mutual / mean_entropy
+
+
+def _adjusted(mutual: float, mean_entropy: float, cluster_totals: np.ndarray, label_totals: np.ndarray) -> float:
+    if len(cluster_totals) == 1 or len(label_totals) == 1:
+        return 1.0 if len(cluster_totals) == len(label_totals) else 0.0
+    expected = expected_mutual_information(cluster_totals, label_totals)
+    # Both differences are zero for a perfect match of singletons; the sign is kept and 0/0 becomes 1.
+    return _away_from_zero(mutual - expected) / _away_from_zero(mean_entropy - expected)
+
+
+def _away_from_zero(value: float) -> float:
+    eps = float(np.finfo(np.float64).eps)
+    return min(value, -eps) if value < 0 else max(value, eps)
+
+
+def _adjusted_rand(cells: np.ndarray, cluster_totals: np.ndarray, label_totals: np.ndarray) -> float:
+    # Python integers: the products of pair counts overflow int64 from about 60,000 rows on.
+    n = int(cells.sum())
+    together = _sum_of_squares(cells)
+    in_clusters, in_labels = _sum_of_squares(cluster_totals), _sum_of_squares(label_totals)
+    both, cluster_only, label_only = together - n, in_clusters - together, in_labels - together
+    neither = n * n - in_clusters - in_labels + together
+    if cluster_only == 0 and label_only == 0:
+        return 1.0
+    above = 2 * (both * neither - cluster_only * label_only)
+    below = (both + label_only) * (label_only + neither) + (both + cluster_only) * (cluster_only + neither)
+    return above / below
+
+
+def _sum_of_squares(counts: np.ndarray) -> int:
+    return sum(int(count) ** 2 for count in counts)
+
+
+def _cluster_quality(
+    ids: np.ndarray, rows: np.ndarray, ranks: np.ndarray, counts: np.ndarray, names: list[str]
+) -> ClusterQuality:
+    """Group the pairs (row of the cluster, rank of the label or -1, count) by cluster."""
+    k = len(ids)
+    sizes = np.bincount(rows, weights=counts, minlength=k).astype(np.int64)
+    rows, ranks, counts = rows[ranks >= 0], ranks[ranks >= 0], counts[ranks >= 0]
+    n_labeled = np.bincount(rows, weights=counts, minlength=k).astype(np.int64)
+    # The first pair of each cluster after this sort is its majority; equal counts go by the name of the label.
+    order = np.lexsort((ranks, -counts, rows))
+    present, first = np.unique(rows[order], return_index=True)
+    majority_counts = np.zeros(k, np.int64)
+    majority_counts[present] = counts[order][first]
+    majority: list[str | None] = [None] * k
+    for row, rank in zip(present, ranks[order][first], strict=True):
+        majority[row] = names[rank]
+    share = counts / n_labeled[rows]
+    bits = np.bincount(rows, weights=-share * np.log2(share), minlength=k)
+    labeled = n_labeled > 0
+    purity = np.where(labeled, majority_counts / np.maximum(n_labeled, 1), np.nan)
+    return ClusterQuality(
+        cluster_ids=ids,
+        sizes=sizes,
+        n_labeled=n_labeled,
+        majority_labels=majority,
+        majority_counts=majority_counts,
+        purity=purity,
+        purity_lower_bound=wilson_lower_bound(majority_counts, n_labeled),
+        entropy=np.where(labeled, bits, np.nan),
+    )
+
+
+def _split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return (keys >> _CODE_BITS) - 1, keys & ((1 << _CODE_BITS) - 1)
+
+
+def _positions(ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Position of each wanted value in `ids`, -1 where it is not there."""
+    if len(ids) == 0:
+        return np.full(len(wanted), -1, np.int64)
+    order = np.argsort(ids, kind="stable")
+    places = np.minimum(np.searchsorted(ids, wanted, sorter=order), len(ids) - 1)
+    found = order[places]
+    return np.where(ids[found] == wanted, found, -1)
+
+
+def _as_arrow(labels: Any) -> Any:
+    import pyarrow as pa
+
+    if isinstance(labels, pa.ChunkedArray):
+        return labels.combine_chunks()
+    if isinstance(labels, pa.Array):
+        return labels
+    try:
+        return pa.array(labels, from_pandas=True)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # types are mixed: compare them as text
+        return pa.array([None if label is None or label != label else str(label) for label in labels], pa.string())
+
+
+def _as_cluster_ids(cluster_ids: Any) -> np.ndarray:
+    """Cluster ids as int64 with -1 for null, NaN and negative ones."""
+    if isinstance(cluster_ids, np.ndarray) and cluster_ids.dtype.kind in "iu":
+        ids = cluster_ids.astype(np.int64)
+    else:
+        import pyarrow.compute as pc
+
+        ids = pc.fill_null(_as_arrow(cluster_ids).cast("int64"), -1).to_numpy(zero_copy_only=False)
+    if len(ids) and ids.max() > _MAX_CLUSTER_ID:
+        raise UserError(f"cluster id {ids.max()} is too large; ids go up to {_MAX_CLUSTER_ID}, so number them anew")
+    return np.maximum(ids, -1)
