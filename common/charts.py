@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 N_INKS = 8  # colours the stylesheet holds for series and categories
 
@@ -113,10 +113,8 @@ def lines_svg(
     from_zero: bool,
 ) -> str:
     """Return one line per series of (x, y) points, with dots to hover over; points that are not finite are left out."""
-    import math as _math
-
     known = {
-        name: [(x, y) for x, y in points if _math.isfinite(x) and _math.isfinite(y)] for name, points in series.items()
+        name: [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)] for name, points in series.items()
     }
     xs = [x for points in known.values() for x, _ in points] or [0.0, 1.0]
     ys = [y for points in known.values() for _, y in points] or [0.0, 1.0]
@@ -151,7 +149,7 @@ def legend_html(names: Sequence[str]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def _x_scale(low: float, high: float, *, log_x: bool):  # type: ignore[no-untyped-def]
+def _x_scale(low: float, high: float, *, log_x: bool) -> tuple[Callable[[float], float], list[float]]:
     """Return the function from x to percent of the width, and the ticks."""
     if log_x and low > 0:
         span = (math.log(high) - math.log(low)) or 1.0

@@ -16,6 +16,7 @@ import base64
 import functools
 import hashlib
 import html
+import itertools
 import json
 import math
 import re
@@ -27,7 +28,7 @@ from typing import Any, Literal
 
 from common import charts
 from common.charts import format_number, percent
-from common.files import write_atomically
+from common.commit import write_bytes
 
 __all__ = ["Column", "Report", "clip_text", "format_number", "percent", "safe_text"]
 
@@ -127,7 +128,7 @@ class Report:
         """Add a histogram of the finite values; bins is their number or their edges."""
         edges, counts = charts.histogram_counts(values, bins=bins)
         write = percent if as_percent else format_number
-        ranges = [f"{write(left)} to {write(right)}" for left, right in zip(edges[:-1], edges[1:], strict=True)]
+        ranges = [f"{write(left)} to {write(right)}" for left, right in itertools.pairwise(edges)]
         body = charts.histogram_svg(edges, counts, as_percent=as_percent, y_label=y_label)
         self._add_chart(title, body, ["Range", y_label or "Count"], zip(ranges, counts, strict=True), note, width)
 
@@ -236,7 +237,8 @@ class Report:
 
     def write(self, path: str | Path) -> Path:
         """Write the page so that path never holds a part of it, and return path."""
-        return write_atomically(path, self.to_html().encode("utf-8"))
+        write_bytes(path, self.to_html().encode("utf-8"))
+        return Path(path)
 
     def _add_chart(self, title: str, body: str, header: Sequence[str], rows: Any, note: str, width: Width) -> None:
         """Add a chart and, for who cannot see it, its numbers as a plain table that opens."""
