@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
-from common.kmeans_steps import assign
+from common.kmeans_steps import assign, partial_sums, update_centroids
 
 Batches = Callable[[], Iterable[np.ndarray]]  # one call starts one pass: [b, d] float32 blocks in a fixed order
 
@@ -149,3 +150,29 @@ def _squared_distances(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
     distances += np.einsum("ij,ij->i", points, points)[:, None]
     distances += np.einsum("ij,ij->i", rows, rows)
     return np.maximum(distances, 0, out=distances)
+
+
+def warm_start(
+    sample: np.ndarray,
+    *,
+    n_clusters: int,
+    rng: np.random.Generator,
+    report: Callable[[str], None],
+    spherical: bool = False,
+    **settings: Any,
+) -> np.ndarray:
+    """Converge on growing prefixes of a sample in random order: [k, d] float32 centroids near a good optimum."""
+    n_rows = min(len(sample), 32 * n_clusters)
+    centroids = kmeans_plus_plus(sample[:n_rows], n_clusters=n_clusters, rng=rng)
+    while True:
+        previous = np.inf
+        for _ in range(20):
+            sums = partial_sums(sample[:n_rows], centroids, spherical=spherical, **settings)
+            centroids = update_centroids(sums, centroids, spherical=spherical)
+            if previous - sums.inertia < 1e-3 * sums.inertia:
+                break
+            previous = sums.inertia
+        report(f"warm start on {n_rows} rows: inertia {sums.inertia / n_rows:.6g} a row")
+        if n_rows == len(sample):
+            return centroids
+        n_rows = min(len(sample), 2 * n_rows)

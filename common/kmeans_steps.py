@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -152,8 +153,7 @@ def _cpu_has_amx() -> bool:
     if probe is not None:
         return bool(probe())
     try:
-        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as lines:
-            return any("amx_bf16" in line for line in lines if line.startswith("flags"))
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
     except OSError:
         return False  # not Linux: no way to tell, and float32 is never wrong
 
@@ -173,10 +173,12 @@ class ClusterSums:
 
     @property
     def inertia(self) -> float:
+        """The sum of squared distances to the centroids."""
         return float(self.cluster_inertia.sum())
 
     @property
     def n_rows(self) -> int:
+        """The number of rows summed."""
         return int(self.counts.sum())
 
     def merge(self, other: ClusterSums) -> ClusterSums:

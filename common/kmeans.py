@@ -1,0 +1,310 @@
+"""k-means over streams larger than memory: mini-batch, Lloyd, spherical, and cuML's, with one kind of result.
+
+`train_minibatch` and `train_lloyd` read a stream pass by pass. `lloyd_passes` takes any way of making one pass, so
+that a caller may map `partial_sums` over shards, in processes or on a cluster, and merge in shard order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from common.kmeans_init import Batches, fixed_blocks, kmeans_plus_plus, sample_rows, warm_start
+from common.kmeans_steps import (
+    ClusterSums,
+    Precision,
+    assign,
+    best_precision,
+    partial_sums,
+    unit_rows,
+    update_centroids,
+)
+
+if TYPE_CHECKING:
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+__all__ = [
+    "Batches",
+    "ClusterSums",
+    "KMeansResult",
+    "Precision",
+    "as_estimator",
+    "assign",
+    "best_precision",
+    "fixed_blocks",
+    "kmeans_plus_plus",
+    "lloyd_passes",
+    "partial_sums",
+    "sample_rows",
+    "stream_sums",
+    "train_cuml",
+    "train_lloyd",
+    "train_minibatch",
+    "unit_rows",
+    "update_centroids",
+    "warm_start",
+]
+
+BLOCK_ROWS = 65_536  # rows of a stream that are held and summed at a time, however the stream is cut
+
+Report = Callable[[str], None]
+Start = Literal["nested", "k-means++", "random"]
+
+
+@dataclass(frozen=True)
+class KMeansResult:
+    """Centroids, and what one full float32 pass over the data measured at exactly these centroids."""
+
+    centroids: np.ndarray  # [k, d] float32
+    sizes: np.ndarray  # [k] int64
+    cluster_inertia: np.ndarray  # [k] float64, sums of squared distances
+    n_passes: int  # passes that moved centroids
+    converged: bool
+    history: tuple[float, ...]  # inertia at the start of each pass, and at the end
+
+    @property
+    def inertia(self) -> float:
+        """The sum of squared distances to the centroids."""
+        return float(self.cluster_inertia.sum())
+
+
+def no_report(_message: str) -> None:
+    """Say nothing: the default of `report`."""
+
+
+# ---- Lloyd ---------------------------------------------------------------------------------------------------------
+
+
+def lloyd_passes(
+    centroids: np.ndarray,
+    *,
+    one_pass: Callable[[np.ndarray], ClusterSums],
+    max_epochs: int,
+    tol: float = 1e-3,
+    spherical: bool = False,
+    report: Report = no_report,
+) -> KMeansResult:
+    """Move centroids [k, d] by full passes until inertia falls by less than `tol` of itself, or `max_epochs` times.
+
+    `one_pass(centroids)` maps `partial_sums` over all the data and merges the parts in row order. A last pass measures
+    sizes and inertia, so that they belong to the centroids that come back.
+    """
+    history: list[float] = []
+    converged = False
+    while True:
+        sums = one_pass(centroids)
+        history.append(sums.inertia)
+        n_empty = int((sums.counts == 0).sum())
+        report(f"pass {len(history)}: inertia {sums.inertia:.6g}, empty clusters {n_empty}")
+        if len(history) > 1 and not n_empty:
+            converged = history[-2] - history[-1] <= tol * history[-2]
+        if converged or len(history) > max_epochs:
+            break
+        centroids = update_centroids(sums, centroids, spherical=spherical)
+    return KMeansResult(
+        np.asarray(centroids, np.float32),
+        sums.counts,
+        sums.cluster_inertia,
+        len(history) - 1,
+        converged,
+        tuple(history),
+    )
+
+
+def stream_sums(centroids: np.ndarray, *, batches: Batches, **settings: Any) -> ClusterSums:
+    """Make one pass over a stream: `partial_sums` of fixed blocks, merged in order. `settings` are those of the map."""
+    total: ClusterSums | None = None
+    for block in fixed_blocks(batches(), n_rows=BLOCK_ROWS):
+        sums = partial_sums(block, centroids, **settings)
+        total = sums if total is None else total.merge(sums)
+    if total is None:
+        raise ValueError("no rows to cluster: the stream is empty")
+    return total
+
+
+def train_lloyd(
+    batches: Batches,
+    *,
+    n_clusters: int,
+    max_epochs: int = 10,
+    tol: float = 1e-3,
+    init: Start | np.ndarray = "nested",
+    init_size: int = 0,
+    spherical: bool = False,
+    precision: Precision = "float32",
+    device: str = "cpu",
+    n_threads: int | None = None,
+    random_state: int = 0,
+    report: Report = no_report,
+) -> KMeansResult:
+    """Train by full Lloyd passes over a stream, from centroids that are given or found on a sample in memory.
+
+    `init` "nested" converges on growing parts of a sample first (see `warm_start`), "k-means++" only seeds there,
+    "random" takes rows, and an array [n_clusters, d] is a start to polish. `init_size` is the number of sampled rows,
+    0 for the default of 128 a cluster. `spherical` clusters by cosine: rows and centroids are kept at length one.
+    The result depends on the seed and the order of rows, not on how the stream is cut into batches.
+
+    Raises ValueError when there are fewer rows than clusters, or a row is not finite.
+    """
+    step: dict[str, Any] = {"spherical": spherical, "precision": precision, "device": device, "n_threads": n_threads}
+    if isinstance(init, np.ndarray):
+        centroids = init
+    else:
+        rng = np.random.default_rng(random_state)
+        sample = sample_rows(batches, n_rows=init_size or 128 * n_clusters, rng=rng)
+        centroids = _start(sample, n_clusters=n_clusters, init=init, rng=rng, step=step, report=report)
+    centroids = unit_rows(centroids) if spherical else centroids
+    return lloyd_passes(
+        centroids,
+        one_pass=partial(stream_sums, batches=batches, **step),
+        max_epochs=max_epochs,
+        tol=tol,
+        spherical=spherical,
+        report=report,
+    )
+
+
+def _start(
+    sample: np.ndarray, *, n_clusters: int, init: Start, rng: np.random.Generator, step: dict[str, Any], report: Report
+) -> np.ndarray:
+    if len(sample) < n_clusters:
+        raise ValueError(f"{n_clusters} clusters need at least as many rows, and there are {len(sample)}")
+    sample = unit_rows(sample) if step["spherical"] else sample
+    if init == "random":
+        return sample[:n_clusters]  # the sample is in random order
+    if init == "k-means++":
+        return kmeans_plus_plus(sample, n_clusters=n_clusters, rng=rng)
+    return warm_start(sample, n_clusters=n_clusters, rng=rng, report=report, **step)
+
+
+# ---- mini-batch ----------------------------------------------------------------------------------------------------
+
+
+def train_minibatch(
+    batches: Batches,
+    *,
+    n_clusters: int,
+    batch_size: int = 8192,
+    max_epochs: int = 5,
+    init_size: int = 0,
+    tol: float = 1e-3,
+    n_threads: int | None = None,
+    random_state: int = 0,
+    report: Report = no_report,
+) -> KMeansResult:
+    """Train scikit-learn's MiniBatchKMeans over a stream: k-means++ on a sample, then at most `max_epochs` passes.
+
+    Batches have `batch_size` rows (at least `n_clusters`), however the stream is cut. Training stops when the inertia
+    per row of a pass, as its batches meet it, falls by less than `tol` of itself. Between passes, clusters that got no
+    row are seeded again by squared distance on the sample. `init_size` is the number of sampled rows, 0 for the
+    default of 32 a cluster.
+
+    Raises ValueError when there are fewer rows than clusters, or a row is not finite.
+    """
+    rng = np.random.default_rng(random_state)
+    sample = sample_rows(batches, n_rows=init_size or 32 * n_clusters, rng=rng)
+    centroids = kmeans_plus_plus(sample, n_clusters=n_clusters, rng=rng)
+    estimator = _minibatch_estimator(centroids, batch_size=batch_size, random_state=random_state)
+    history: list[float] = []
+    converged = False
+    while not converged and len(history) < max_epochs:
+        before = np.zeros(n_clusters) if not history else estimator._counts.copy()
+        history.append(_minibatch_pass(estimator, batches, n_rows=max(batch_size, n_clusters)))
+        report(f"mini-batch pass {len(history)}: inertia {history[-1]:.6g} a row")
+        empty = estimator._counts <= before
+        if empty.any():
+            estimator.cluster_centers_[empty] = kmeans_plus_plus(
+                sample, n_clusters=n_clusters, rng=rng, initial=estimator.cluster_centers_[~empty]
+            )[(~empty).sum() :]
+        elif len(history) > 1:
+            converged = history[-2] - history[-1] <= tol * history[-2]
+    centroids = np.array(estimator.cluster_centers_, np.float32)
+    measured = stream_sums(centroids, batches=batches, n_threads=n_threads)
+    return KMeansResult(
+        centroids,
+        measured.counts,
+        measured.cluster_inertia,
+        len(history),
+        converged,
+        (*(mean * measured.n_rows for mean in history), measured.inertia),
+    )
+
+
+def _minibatch_estimator(centroids: np.ndarray, *, batch_size: int, random_state: int) -> MiniBatchKMeans:
+    from sklearn.cluster import MiniBatchKMeans
+
+    return MiniBatchKMeans(
+        len(centroids),
+        init=centroids,
+        n_init=1,
+        batch_size=batch_size,
+        reassignment_ratio=0,  # its reassignment picks rows uniformly; ours, between passes, by squared distance
+        random_state=random_state,
+    )
+
+
+def _minibatch_pass(estimator: MiniBatchKMeans, batches: Batches, *, n_rows: int) -> float:
+    """Feed one pass of the stream to the estimator; give the mean inertia per row as the batches met it."""
+    inertia, n_seen = 0.0, 0
+    for batch in fixed_blocks(batches(), n_rows=n_rows):
+        estimator.partial_fit(batch)
+        inertia += float(estimator.inertia_)
+        n_seen += len(batch)
+    return inertia / n_seen
+
+
+def as_estimator(centroids: np.ndarray, *, random_state: int = 0) -> KMeans:
+    """Wrap centroids [k, d] in a fitted scikit-learn KMeans, whose `predict` gives the labels of `assign`."""
+    from sklearn.cluster import KMeans
+
+    estimator = KMeans(len(centroids), init=centroids, n_init=1, max_iter=1, random_state=random_state)
+    estimator.fit(centroids)
+    estimator.cluster_centers_ = np.array(centroids, np.float32)
+    return estimator
+
+
+# ---- cuML ----------------------------------------------------------------------------------------------------------
+
+
+def train_cuml(
+    vectors: np.ndarray,
+    *,
+    n_clusters: int,
+    max_iter: int = 300,
+    tol: float = 1e-4,
+    init_size: int = 0,
+    device_buffer_samples: int = 0,
+    random_state: int = 0,
+    report: Report = no_report,
+) -> KMeansResult:
+    """Train cuML's KMeans on vectors [n, d] in host memory; its sums on the GPU are not repeatable to the bit.
+
+    `device_buffer_samples` above 0 streams the rows to the GPU by that many, for data larger than its memory.
+
+    Raises ImportError where cuML is not installed.
+    """
+    from cuml.cluster import KMeans
+
+    vectors = np.ascontiguousarray(vectors, np.float32)
+    estimator = KMeans(
+        n_clusters=n_clusters,
+        max_iter=max_iter,
+        tol=tol,
+        init="k-means++",
+        n_init=1,
+        random_state=random_state,
+        init_size=init_size or min(len(vectors), 32 * n_clusters),
+        device_buffer_samples=device_buffer_samples,
+        output_type="numpy",
+    ).fit(vectors)
+    n_passes = int(estimator.n_iter_)
+    report(f"cuML KMeans: {n_passes} passes")
+    centroids = np.asarray(estimator.cluster_centers_, np.float32)
+    measured = partial_sums(vectors, centroids, device="cuda")
+    return KMeansResult(
+        centroids, measured.counts, measured.cluster_inertia, n_passes, n_passes < max_iter, (measured.inertia,)
+    )
