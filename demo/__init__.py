@@ -1,0 +1,1 @@
+"""A demonstration dataset: invented support requests in English and Russian."""
