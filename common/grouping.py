@@ -1,0 +1,61 @@
+"""Rows grouped by cluster: codes, sizes, sums and members; and rows of unit length.
+
+Labels are integers; a negative one means that the row is in no cluster (noise).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+# Rows turned to float64 at a time.
+CHUNK_ROWS = 4096
+
+
+def cluster_codes(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids of the clusters, ascending, and for each row the position of its own there, -1 for noise.
+
+    Raises ValueError if there are not as many labels as rows.
+    """
+    labels = np.asarray(labels)
+    if len(rows) != len(labels):
+        raise ValueError(f"{len(rows)} rows but {len(labels)} labels")
+    inside = labels >= 0
+    ids, inverse = np.unique(labels[inside].astype(np.int64), return_inverse=True)
+    codes = np.full(len(labels), -1, np.int64)
+    codes[inside] = inverse
+    return ids, codes
+
+
+def cluster_counts(codes: np.ndarray, k: int) -> np.ndarray:
+    """Return the number of rows of each cluster, [k]."""
+    return np.bincount(codes[codes >= 0], minlength=k)
+
+
+def cluster_sums(vectors: np.ndarray, codes: np.ndarray, k: int) -> np.ndarray:
+    """Return the sum of the rows of each cluster, [k, d] float64, as a product with the sparse table of memberships."""
+    from scipy.sparse import csr_array
+
+    total = np.zeros((k, vectors.shape[1]))
+    for start in range(0, len(codes), CHUNK_ROWS):
+        part = codes[start : start + CHUNK_ROWS]
+        inside = np.flatnonzero(part >= 0)
+        membership = csr_array((np.ones(len(inside)), (part[inside], inside)), shape=(k, len(part)))
+        total += membership @ vectors[start : start + CHUNK_ROWS].astype(np.float64)
+    return total
+
+
+def cluster_members(codes: np.ndarray, k: int) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the code of each cluster and the positions of its rows, ascending."""
+    order = np.argsort(codes, kind="stable")
+    bounds = np.searchsorted(codes[order], np.arange(k + 1))
+    for code in range(k):
+        yield code, order[bounds[code] : bounds[code + 1]]
+
+
+def unit_rows(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows at unit length in float64; zero rows stay zero."""
+    rows = vectors.astype(np.float64)
+    norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    return rows / np.where(norms > 0, norms, 1.0)[:, None]
