@@ -25,6 +25,7 @@ class ImageRecord:
     height: int
     n_bytes: int
     modified_ns: int  # time of change, nanoseconds since 1970
+    is_deep: bool = False  # more than 8 bits a channel: shown with the value range of the data set
 
     @property
     def shown_path(self) -> str:
@@ -54,6 +55,7 @@ class ClusteredImages:
     probabilities: np.ndarray  # [n] float32, membership strength of HDBSCAN; 0 for noise
     distances: np.ndarray  # [n] float32, euclidean, to the centroid of the cluster in the reduced space; NaN for noise
     coordinates: np.ndarray  # [n, 3] float32, x y z for pictures
+    value_range: tuple[float, float] | None = None  # of all images of more than 8 bits, for `read_image`
 
     @cached_property
     def n_clusters(self) -> int:
