@@ -1,0 +1,285 @@
+"""UMAP, HDBSCAN and DBSCAN behind one face, on the CPU or with cuML.
+
+    embedding = embed_umap(vectors, n_components=10, n_neighbors=15, min_dist=0.1, random_state=0)
+    labels, probabilities = cluster_hdbscan(embedding, min_cluster_size=50, min_samples=10)
+
+    tree = single_linkage_tree(embedding, min_samples=10)          # dear, once
+    labels, probabilities = cut_tree(tree, min_cluster_size=50)    # cheap, for every setting
+
+HDBSCAN is that of the hdbscan package or of cuML, whose `min_samples` leaves the point itself out. scikit-learn's
+counts it in, so it is no stand-in for them.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from common.backend import CPU, Backend
+from common.config import UserError
+from common.neighbors import Neighbors, exact_neighbors
+
+logger = logging.getLogger(__name__)
+
+SelectionMethod = Literal["eom", "leaf"]
+
+# Up to here an exact neighbour graph is as quick as an approximate one, which also takes seconds to compile.
+EXACT_GRAPH_MAX_ROWS = 50_000
+# cuML refuses more.
+_CUML_MAX_MIN_SAMPLES = 1023
+
+
+class Clusters(NamedTuple):
+    """A clustering of n rows."""
+
+    labels: np.ndarray  # [n] int32, -1 for noise
+    probabilities: np.ndarray  # [n] float32, strength of membership, 0 for noise
+
+
+@dataclass(frozen=True, eq=False)
+class LinkageTree:
+    """The single-linkage tree of the mutual reachability graph of n rows; holds what cuts of one size share."""
+
+    merges: np.ndarray  # [n - 1, 4] float64, as in scipy.cluster.hierarchy
+    n_rows: int
+    _condensed: dict[int, tuple[np.ndarray, dict[float, float]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+
+def embed_umap(
+    vectors: np.ndarray,
+    *,
+    n_components: int = 10,
+    n_neighbors: int = 15,
+    min_dist: float = 0.1,
+    metric: str = "cosine",
+    random_state: int | None = 0,
+    backend: Backend = CPU,
+    knn: Neighbors | None = None,
+    n_epochs: int | None = None,
+) -> np.ndarray:
+    """Embed vectors [n, d] by UMAP into [n, n_components] float32.
+
+    `n_neighbors` counts the row itself, as UMAP does. `knn` is a graph from `exact_neighbors` with the same metric and
+    at least n_neighbors - 1 columns; without one an exact graph is made up to 50,000 rows. With `random_state` None the
+    CPU version runs in parallel and differs from run to run.
+    Raises UserError if n_neighbors is not between 2 and n - 1, if the graph is too small or a value is not finite.
+    """
+    n = len(vectors)
+    _check_umap(vectors, n_neighbors, n_components, knn)
+    if knn is None and n <= EXACT_GRAPH_MAX_ROWS and metric in ("cosine", "euclidean") and not backend.uses_cuml:
+        knn = exact_neighbors(vectors, n_neighbors - 1, metric=metric, device=backend.device)  # type: ignore[arg-type]
+    options: dict[str, Any] = {
+        "n_components": n_components,
+        "n_neighbors": n_neighbors,
+        "min_dist": min_dist,
+        "metric": metric,
+        "random_state": random_state,
+        "n_epochs": n_epochs,
+        # The spectral start needs more rows than it has dimensions.
+        "init": "random" if n <= n_components + 1 else "spectral",
+        "precomputed_knn": None if knn is None else _with_self(knn, n_neighbors),
+    }
+    if random_state is None:
+        logger.info("UMAP: without random_state the embedding differs from run to run")
+    return _umap_by_cuml(vectors, options) if backend.uses_cuml else _umap_on_cpu(vectors, options)
+
+
+def cluster_hdbscan(
+    vectors: np.ndarray,
+    *,
+    min_cluster_size: int = 50,
+    min_samples: int = 10,
+    cluster_selection_epsilon: float = 0.0,
+    cluster_selection_method: SelectionMethod = "eom",
+    backend: Backend = CPU,
+) -> Clusters:
+    """Cluster vectors [n, d] by HDBSCAN with euclidean distances; labels are -1 for noise.
+
+    `min_samples` leaves the point itself out and is capped at n - 1. Raises UserError for values out of range and for
+    values that are not finite.
+    """
+    settings: dict[str, Any] = {
+        "min_cluster_size": min_cluster_size,
+        "cluster_selection_epsilon": cluster_selection_epsilon,
+        "cluster_selection_method": cluster_selection_method,
+    }
+    _check_cut(**settings)
+    _check_min_samples(min_samples)
+    if len(vectors) < max(2, min_cluster_size):
+        return _all_noise(len(vectors))
+    if backend.uses_cuml and min_samples <= _CUML_MAX_MIN_SAMPLES:
+        return _hdbscan_by_cuml(vectors, {**settings, "min_samples": min(min_samples, len(vectors) - 1)})
+    if backend.uses_cuml:
+        logger.warning("HDBSCAN: cuML takes min_samples up to %d; the CPU is used", _CUML_MAX_MIN_SAMPLES)
+    return cut_tree(single_linkage_tree(vectors, min_samples=min_samples), **settings)
+
+
+def single_linkage_tree(vectors: np.ndarray, *, min_samples: int) -> LinkageTree:
+    """Build HDBSCAN's single-linkage tree of vectors [n, d], the part that depends on `min_samples` alone.
+
+    Raises UserError if min_samples is below 1 or a value is not finite.
+    """
+    _check_min_samples(min_samples)
+    _check_finite(vectors)
+    n = len(vectors)
+    if n < 2:
+        return LinkageTree(np.zeros((0, 4)), n)
+    import hdbscan
+
+    # The package's function for everything; the flat clustering that it also makes costs little beside the tree.
+    # One job: its processes cost more than they save here, and must not be started inside a worker.
+    parts = hdbscan.hdbscan(
+        vectors.astype(np.float64), min_cluster_size=n, min_samples=min_samples, metric="euclidean", core_dist_n_jobs=1
+    )
+    return LinkageTree(parts[4], n)
+
+
+def cut_tree(
+    tree: LinkageTree,
+    *,
+    min_cluster_size: int,
+    cluster_selection_epsilon: float = 0.0,
+    cluster_selection_method: SelectionMethod = "eom",
+) -> Clusters:
+    """Cut a tree into flat clusters; equal to a direct fit of hdbscan.HDBSCAN with the same settings.
+
+    Cuts of one `min_cluster_size` share its condensed tree. Raises UserError for values out of range.
+    """
+    _check_cut(min_cluster_size, cluster_selection_epsilon, cluster_selection_method)
+    if tree.n_rows < max(2, min_cluster_size):
+        return _all_noise(tree.n_rows)
+    # Modules of the package that its own estimator is made of, and not part of its promised interface.
+    from hdbscan._hdbscan_tree import compute_stability, condense_tree, get_clusters
+
+    if min_cluster_size not in tree._condensed:
+        condensed = condense_tree(tree.merges, min_cluster_size)
+        tree._condensed[min_cluster_size] = (condensed, compute_stability(condensed))
+    condensed, stability = tree._condensed[min_cluster_size]
+    with np.errstate(divide="ignore", invalid="ignore"):  # duplicates merge at distance 0
+        labels, probabilities, _ = get_clusters(
+            condensed,
+            dict(stability),  # get_clusters writes into it
+            cluster_selection_method,
+            cluster_selection_epsilon=float(cluster_selection_epsilon),
+        )
+    return Clusters(labels.astype(np.int32), np.nan_to_num(probabilities).astype(np.float32))
+
+
+def cluster_dbscan(
+    vectors: np.ndarray,
+    *,
+    eps: float,
+    min_samples: int,
+    metric: Literal["cosine", "euclidean"] = "euclidean",
+    backend: Backend = CPU,
+) -> np.ndarray:
+    """Cluster vectors [n, d] by DBSCAN; labels [n] int32, -1 for noise. Here `min_samples` counts the point itself.
+
+    Raises UserError for eps <= 0, min_samples < 1 and values that are not finite.
+    """
+    if eps <= 0:
+        raise UserError(f"DBSCAN: eps is {eps}; it must be above 0")
+    _check_min_samples(min_samples)
+    _check_finite(vectors)
+    if len(vectors) == 0:
+        return np.zeros(0, np.int32)
+    if backend.uses_cuml:
+        from cuml.cluster import DBSCAN
+
+        model = DBSCAN(eps=eps, min_samples=min_samples, metric=metric, output_type="numpy")
+    else:
+        from sklearn.cluster import DBSCAN
+
+        model = DBSCAN(eps=eps, min_samples=min_samples, metric=metric)
+    return np.asarray(model.fit(np.ascontiguousarray(vectors, np.float32)).labels_).astype(np.int32)
+
+
+def _umap_on_cpu(vectors: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    import umap
+
+    options["precomputed_knn"] = options["precomputed_knn"] or (None, None, None)
+    # umap-learn runs a seeded embedding in one thread, and warns if more are asked for.
+    n_jobs = -1 if options["random_state"] is None else 1
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        embedding = umap.UMAP(**options, n_jobs=n_jobs).fit_transform(vectors)
+    for message in sorted({str(entry.message) for entry in caught if issubclass(entry.category, UserWarning)}):
+        if "transform" not in message:  # new data are never transformed here
+            logger.warning("UMAP: %s", " ".join(message.split()))
+    return np.ascontiguousarray(embedding, dtype=np.float32)
+
+
+def _umap_by_cuml(vectors: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    from cuml.manifold import UMAP
+
+    embedding = UMAP(**options, output_type="numpy").fit_transform(np.ascontiguousarray(vectors, np.float32))
+    return np.ascontiguousarray(embedding, dtype=np.float32)
+
+
+def _hdbscan_by_cuml(vectors: np.ndarray, settings: dict[str, Any]) -> Clusters:
+    from cuml.cluster import HDBSCAN
+
+    _check_finite(vectors)
+    logger.info("HDBSCAN: cuML may break ties between equal distances differently from run to run")
+    model = HDBSCAN(**settings, metric="euclidean", output_type="numpy").fit(np.ascontiguousarray(vectors, np.float32))
+    return Clusters(np.asarray(model.labels_).astype(np.int32), np.asarray(model.probabilities_).astype(np.float32))
+
+
+def _with_self(knn: Neighbors, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
+    """The graph as UMAP wants it: the row itself first, n_neighbors columns in all.
+
+    Cut here, as umap-learn leaves a wider graph as it is below 4,096 rows, and ignores a narrower one.
+    """
+    n = len(knn.indices)
+    others, distances = knn.indices[:, : n_neighbors - 1], knn.distances[:, : n_neighbors - 1]
+    indices = np.hstack([np.arange(n)[:, None], others]).astype(np.int64)
+    return indices, np.hstack([np.zeros((n, 1), np.float32), distances])
+
+
+def _all_noise(n: int) -> Clusters:
+    return Clusters(np.full(n, -1, np.int32), np.zeros(n, np.float32))
+
+
+def _check_umap(vectors: np.ndarray, n_neighbors: int, n_components: int, knn: Neighbors | None) -> None:
+    n = len(vectors)
+    if not 2 <= n_neighbors < n:
+        hint = f"use 2 to {n - 1}" if n > 2 else "three rows are the least"
+        raise UserError(f"UMAP: n_neighbors is {n_neighbors} but there are {n} rows; {hint}")
+    if n_components < 1:
+        raise UserError(f"UMAP: n_components is {n_components}; it must be at least 1")
+    if knn is not None and (len(knn.indices) != n or knn.indices.shape[1] < n_neighbors - 1):
+        rows, columns = knn.indices.shape
+        raise UserError(
+            f"UMAP: the neighbour graph is {rows} x {columns}, but {n} rows with n_neighbors {n_neighbors} "
+            f"need {n} x {n_neighbors - 1}; make it with exact_neighbors(vectors, {n_neighbors - 1})"
+        )
+    _check_finite(vectors)
+
+
+def _check_finite(vectors: np.ndarray) -> None:
+    # The sum over a row is NaN or infinite where one of its values is, and needs no array of n x d.
+    bad = np.flatnonzero(~np.isfinite(np.sum(vectors, axis=1, dtype=np.float64)))
+    if len(bad):
+        raise UserError(
+            f"{len(bad)} of {len(vectors)} rows have NaN or infinite values, row {bad[0]} first; drop such rows first"
+        )
+
+
+def _check_min_samples(min_samples: int) -> None:
+    if min_samples < 1:
+        raise UserError(f"min_samples is {min_samples}; it must be at least 1")
+
+
+def _check_cut(min_cluster_size: int, cluster_selection_epsilon: float, cluster_selection_method: str) -> None:
+    if min_cluster_size < 2:
+        raise UserError(f"HDBSCAN: min_cluster_size is {min_cluster_size}; it must be at least 2")
+    if cluster_selection_epsilon < 0:
+        raise UserError(f"HDBSCAN: cluster_selection_epsilon is {cluster_selection_epsilon}; it must not be negative")
+    if cluster_selection_method not in ("eom", "leaf"):
+        raise UserError(f'HDBSCAN: cluster_selection_method "{cluster_selection_method}" is unknown; use eom or leaf')

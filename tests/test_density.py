@@ -1,0 +1,311 @@
+"""Neighbours, UMAP, HDBSCAN and DBSCAN: exact, staged equals direct, sound on degenerate data."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+
+import hdbscan
+import numpy as np
+import pytest
+from sklearn.neighbors import NearestNeighbors
+
+from common.backend import Backend
+from common.config import UserError
+from common.density import cluster_dbscan, cluster_hdbscan, cut_tree, embed_umap, single_linkage_tree
+from common.neighbors import Neighbors, exact_neighbors
+
+CUML = Backend("cuml", "cuda", "a stand-in")
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """700 rows of 6 dimensions: five clusters of unequal density, and scattered rows."""
+    rng = np.random.default_rng(0)
+    centers, spreads = rng.standard_normal((5, 6)) * 4, (0.3, 0.5, 0.7, 1, 1)
+    parts = [center + rng.standard_normal((120, 6)) * scale for center, scale in zip(centers, spreads, strict=True)]
+    return np.vstack([*parts, rng.uniform(-10, 10, (100, 6))]).astype(np.float32)
+
+
+@pytest.mark.parametrize("device", ["cpu", "torch"])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(("n", "k"), [(1500, 7), (1500, 40), (30, 29), (2, 1)])
+def test_neighbors_equal_scikit_learn(metric, n, k, device, monkeypatch):
+    if device == "torch":
+        monkeypatch.setattr("common.neighbors._TorchSelector.__init__", _torch_selector_on_cpu)
+    vectors = np.random.default_rng(n).standard_normal((n, 24)).astype(np.float32) + 1
+    result = exact_neighbors(vectors, k, metric=metric, chunk=400, device=device)
+    model = NearestNeighbors(n_neighbors=k, metric=metric, algorithm="brute").fit(vectors.astype(np.float64))
+    distances, indices = model.kneighbors()
+    assert (result.indices.dtype, result.distances.dtype) == (np.int32, np.float32)
+    assert result.distances == pytest.approx(distances, abs=1e-5)
+    assert np.mean(result.indices == indices) > 0.999  # the rest are ties at the rounding of float32
+
+
+def _torch_selector_on_cpu(self, points, metric, device):
+    import torch
+
+    from common.neighbors import _score_factors
+
+    self._left, self._right = (torch.from_numpy(part) for part in _score_factors(points, metric))
+
+
+def test_neighbors_by_hand():
+    vectors = np.array([[0.0], [1.0], [3.0], [7.0]], np.float32)
+    result = exact_neighbors(vectors, 2, metric="euclidean")
+    assert result.indices.tolist() == [[1, 2], [0, 2], [1, 0], [2, 1]]
+    assert result.distances.tolist() == [[1, 3], [1, 2], [2, 3], [4, 6]]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_duplicates_are_at_zero_and_never_the_row_itself(metric):
+    rng = np.random.default_rng(2)
+    distinct = rng.standard_normal((300, 16)).astype(np.float32)
+    vectors = np.repeat(distinct, 5, axis=0)[rng.permutation(1500)]
+    result = exact_neighbors(vectors, 4, metric=metric, chunk=128)
+    assert (result.distances == 0).all()
+    assert (result.indices != np.arange(1500)[:, None]).all()
+    assert (np.diff(result.indices, axis=1) > 0).all()  # equal distances go by index
+    assert (vectors[result.indices] == vectors[:, None]).all()
+    again = exact_neighbors(vectors, 4, metric=metric, chunk=333)
+    assert np.array_equal(again.indices, result.indices)
+
+
+def test_zero_rows_are_at_cosine_distance_one():
+    vectors = np.array([[0, 0], [0, 0], [1, 0], [1, 1]], np.float32)
+    result = exact_neighbors(vectors, 3)
+    assert result.distances[0].tolist() == [1, 1, 1]
+    assert result.indices[2].tolist() == [3, 0, 1]
+
+
+def test_neighbors_refuse_what_cannot_be(blobs):
+    for k in (0, 700):
+        with pytest.raises(UserError, match=f"{k} nearest neighbours are asked for among 700 rows"):
+            exact_neighbors(blobs, k)
+    bad = blobs.copy()
+    bad[5, 2] = np.nan
+    with pytest.raises(UserError, match="row 5 of the vectors"):
+        exact_neighbors(bad, 3)
+    with pytest.raises(UserError, match="use cosine or euclidean"):
+        exact_neighbors(blobs, 3, metric="manhattan")
+
+
+@pytest.mark.parametrize("min_samples", [1, 5, 15])
+def test_staged_hdbscan_equals_a_direct_fit(blobs, min_samples):
+    tree = single_linkage_tree(blobs, min_samples=min_samples)
+    n_clusters = set()
+    for size in (40, 5, 20, 100, 300):
+        for epsilon in (0.0, 0.5, 2.0):
+            for method in ("eom", "leaf"):
+                settings = {
+                    "min_cluster_size": size,
+                    "cluster_selection_epsilon": epsilon,
+                    "cluster_selection_method": method,
+                }
+                direct = hdbscan.HDBSCAN(min_samples=min_samples, **settings).fit(blobs)
+                staged = cut_tree(tree, **settings)
+                assert np.array_equal(staged.labels, direct.labels_), settings
+                assert np.array_equal(staged.probabilities, direct.probabilities_.astype(np.float32)), settings
+                n_clusters.add(int(staged.labels.max()) + 1)
+    assert len(n_clusters) > 2  # the settings do differ
+
+
+def test_hdbscan_of_the_pipeline_equals_a_direct_fit_also_in_many_dimensions(blobs):
+    wide = np.random.default_rng(3).standard_normal((200, 70)).astype(np.float32)
+    wide[:100] += 3
+    for vectors in (blobs, wide):
+        direct = hdbscan.HDBSCAN(min_cluster_size=15, min_samples=4).fit(vectors)
+        ours = cluster_hdbscan(vectors, min_cluster_size=15, min_samples=4)
+        assert np.array_equal(ours.labels, direct.labels_)
+        assert (ours.labels.dtype, ours.probabilities.dtype) == (np.int32, np.float32)
+        assert ours.labels.max() >= 1
+        assert (ours.probabilities[ours.labels == -1] == 0).all()
+
+
+@pytest.mark.parametrize("method", ["eom", "leaf"])
+@pytest.mark.parametrize("epsilon", [0.0, 0.3])
+def test_hdbscan_of_duplicates(method, epsilon):
+    points = np.random.default_rng(4).standard_normal((4, 3)).astype(np.float32) * 9
+    settings = {"cluster_selection_method": method, "cluster_selection_epsilon": epsilon}
+    labels, probabilities = cluster_hdbscan(np.repeat(points, 50, axis=0), min_cluster_size=10, **settings)
+    assert [len(set(labels[start : start + 50])) for start in range(0, 200, 50)] == [1, 1, 1, 1]
+    assert sorted(set(labels)) == [0, 1, 2, 3]
+    assert np.isfinite(probabilities).all()
+    same = cluster_hdbscan(np.ones((60, 3), np.float32), min_cluster_size=10, **settings)
+    assert (same.labels == -1).all()
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 9])
+def test_hdbscan_of_too_few_rows_is_noise(n):
+    result = cluster_hdbscan(np.eye(9, dtype=np.float32)[:n], min_cluster_size=10, min_samples=20)
+    assert result.labels.tolist() == [-1] * n
+    assert result.probabilities.tolist() == [0] * n
+    tree = single_linkage_tree(np.eye(9, dtype=np.float32)[:n], min_samples=20)
+    assert cut_tree(tree, min_cluster_size=10).labels.tolist() == [-1] * n
+
+
+def test_hdbscan_refuses_what_cannot_be(blobs):
+    with pytest.raises(UserError, match="min_cluster_size is 1; it must be at least 2"):
+        cluster_hdbscan(blobs, min_cluster_size=1)
+    with pytest.raises(UserError, match="min_samples is 0"):
+        cluster_hdbscan(blobs, min_samples=0)
+    with pytest.raises(UserError, match="must not be negative"):
+        cluster_hdbscan(blobs, cluster_selection_epsilon=-1.0)
+    with pytest.raises(UserError, match="use eom or leaf"):
+        cluster_hdbscan(blobs, cluster_selection_method="flat")
+    bad = blobs.copy()
+    bad[[3, 9]] = np.inf
+    with pytest.raises(UserError, match="2 of 700 rows have NaN or infinite values, row 3 first"):
+        cluster_hdbscan(bad)
+
+
+def test_dbscan_by_hand():
+    # On a line: a pair with a third in reach, a far pair, a lonely row; min_samples counts the row itself.
+    vectors = np.array([[0], [1], [2], [10], [11], [50]], np.float32)
+    assert cluster_dbscan(vectors, eps=1.0, min_samples=2).tolist() == [0, 0, 0, 1, 1, -1]
+    assert cluster_dbscan(vectors, eps=1.0, min_samples=3).tolist() == [0, 0, 0, -1, -1, -1]
+    directions = np.array([[1, 0], [2, 0.01], [0, 5], [0, 1]], np.float32)
+    assert cluster_dbscan(directions, eps=0.01, min_samples=2, metric="cosine").tolist() == [0, 0, 1, 1]
+    assert cluster_dbscan(vectors[:0], eps=1.0, min_samples=2).tolist() == []
+    with pytest.raises(UserError, match="eps is 0"):
+        cluster_dbscan(vectors, eps=0, min_samples=2)
+
+
+def test_umap_separates_blobs_and_repeats(blobs):
+    settings = {"n_components": 2, "n_neighbors": 10, "metric": "euclidean", "n_epochs": 100, "random_state": 7}
+    first = embed_umap(blobs, **settings)
+    assert (first.shape, first.dtype) == ((700, 2), np.float32)
+    assert np.array_equal(first, embed_umap(blobs, **settings))
+    # A wider graph that is there anyway gives the same embedding.
+    knn = exact_neighbors(blobs, 25, metric="euclidean")
+    assert np.array_equal(first, embed_umap(blobs, knn=knn, **settings))
+    near = exact_neighbors(first, 10, metric="euclidean").indices
+    blob = np.repeat(np.arange(5), 120)
+    assert np.mean(blob[np.minimum(near[:600], 599)] == blob[:, None]) > 0.9
+
+
+def test_umap_graph_equals_the_library_s_own(blobs):
+    import umap
+
+    # Below 4,096 rows umap-learn computes all distances: exact neighbours too, up to the rounding of float32.
+    options = {"n_neighbors": 10, "n_components": 2, "metric": "cosine", "n_epochs": 1, "random_state": 0}
+    knn = exact_neighbors(blobs, 9)
+    indices = np.hstack([np.arange(700)[:, None], knn.indices])
+    distances = np.hstack([np.zeros((700, 1), np.float32), knn.distances])
+    theirs = umap.UMAP(**options, n_jobs=1).fit(blobs).graph_
+    with pytest.warns(UserWarning, match="transform"):
+        ours = umap.UMAP(**options, n_jobs=1, precomputed_knn=(indices, distances)).fit(blobs).graph_
+    assert abs(theirs - ours).max() < 1e-3
+
+
+@pytest.mark.parametrize(("n", "n_components"), [(3, 2), (4, 10), (11, 10), (12, 10)])
+def test_umap_of_few_rows(n, n_components, blobs):
+    embedding = embed_umap(blobs[:n], n_components=n_components, n_neighbors=2)
+    assert embedding.shape == (n, n_components)
+    assert np.isfinite(embedding).all()
+
+
+def test_umap_of_duplicates_and_without_seed(caplog):
+    with caplog.at_level(logging.INFO, logger="common.density"):
+        embedding = embed_umap(np.ones((40, 5), np.float32), n_components=3, n_neighbors=5, random_state=None)
+    assert np.isfinite(embedding).all()
+    assert "differs from run to run" in caplog.text
+
+
+def test_umap_refuses_what_cannot_be(blobs):
+    with pytest.raises(UserError, match="n_neighbors is 15 but there are 15 rows; use 2 to 14"):
+        embed_umap(blobs[:15], n_neighbors=15)
+    with pytest.raises(UserError, match="three rows are the least"):
+        embed_umap(blobs[:1], n_neighbors=15)
+    knn = exact_neighbors(blobs, 5)
+    with pytest.raises(UserError, match=r"graph is 700 x 5, but .* need 700 x 14"):
+        embed_umap(blobs, knn=knn, n_neighbors=15)
+    bad = blobs.copy()
+    bad[1] = np.nan
+    with pytest.raises(UserError, match="row 1 first"):
+        embed_umap(bad)
+
+
+class _CumlUMAP:
+    """The keyword-only signature of cuML 26.10's UMAP, as far as it concerns us."""
+
+    def __init__(
+        self, *, n_neighbors=15, n_components=2, metric="euclidean", n_epochs=None, min_dist=0.1, init="spectral",
+        random_state=None, precomputed_knn=None, build_algo="auto", verbose=False, output_type=None,
+    ):  # fmt: skip
+        self.given = dict(locals())
+
+    def fit_transform(self, vectors):
+        assert vectors.dtype == np.float32 and vectors.flags.c_contiguous
+        assert self.given["output_type"] == "numpy"
+        _CumlUMAP.last = self.given
+        return np.zeros((len(vectors), self.given["n_components"]), np.float32, order="F")
+
+
+class _CumlHDBSCAN:
+    """The keyword-only signature of cuML 26.10's HDBSCAN and the limits it checks."""
+
+    def __init__(
+        self, *, min_cluster_size=5, min_samples=None, cluster_selection_epsilon=0.0, max_cluster_size=0,
+        metric="euclidean", alpha=1.0, cluster_selection_method="eom", allow_single_cluster=False, verbose=False,
+        output_type=None,
+    ):  # fmt: skip
+        self.given = dict(locals())
+
+    def fit(self, vectors):
+        assert vectors.dtype == np.float32
+        assert self.given["metric"] == "euclidean" and self.given["output_type"] == "numpy"
+        assert 1 <= self.given["min_samples"] <= min(1023, len(vectors) - 1)
+        _CumlHDBSCAN.last = self.given
+        self.labels_ = np.arange(len(vectors), dtype=np.int64) % 2
+        self.probabilities_ = np.ones(len(vectors))
+        return self
+
+
+class _CumlDBSCAN:
+    """The keyword-only signature of cuML 26.10's DBSCAN."""
+
+    def __init__(self, *, eps=0.5, min_samples=5, metric="euclidean", algorithm="brute", output_type=None):
+        assert output_type == "numpy"
+
+    def fit(self, vectors):
+        self.labels_ = np.full(len(vectors), -1, np.int64)
+        return self
+
+
+@pytest.fixture
+def cuml(monkeypatch):
+    for name in ("cuml", "cuml.manifold", "cuml.cluster"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["cuml.manifold"].UMAP = _CumlUMAP
+    sys.modules["cuml.cluster"].HDBSCAN = _CumlHDBSCAN
+    sys.modules["cuml.cluster"].DBSCAN = _CumlDBSCAN
+
+
+def test_cuml_is_called_by_its_contract(cuml, blobs, caplog):
+    embedding = embed_umap(blobs, n_components=3, n_neighbors=5, random_state=1, backend=CUML)
+    assert (embedding.shape, embedding.flags.c_contiguous) == ((700, 3), True)
+    assert _CumlUMAP.last["precomputed_knn"] is None  # cuML makes its own graph on the GPU
+    assert (_CumlUMAP.last["random_state"], _CumlUMAP.last["init"]) == (1, "spectral")
+    knn = Neighbors(np.zeros((700, 9), np.int32), np.ones((700, 9), np.float32))
+    embed_umap(blobs, n_neighbors=5, knn=knn, backend=CUML)
+    indices, distances = _CumlUMAP.last["precomputed_knn"]
+    assert indices.shape == distances.shape == (700, 5)
+    assert np.array_equal(indices[:, 0], np.arange(700)) and (distances[:, 0] == 0).all()
+    with caplog.at_level(logging.INFO, logger="common.density"):
+        labels, probabilities = cluster_hdbscan(
+            blobs, min_cluster_size=9, min_samples=4, cluster_selection_method="leaf", backend=CUML
+        )
+    assert (labels.dtype, probabilities.dtype) == (np.int32, np.float32)
+    assert (_CumlHDBSCAN.last["min_cluster_size"], _CumlHDBSCAN.last["min_samples"]) == (9, 4)
+    assert _CumlHDBSCAN.last["cluster_selection_method"] == "leaf"
+    assert "break ties between equal distances differently" in caplog.text
+    assert cluster_dbscan(blobs, eps=1.0, min_samples=3, backend=CUML).dtype == np.int32
+
+
+def test_more_samples_than_cuml_takes_go_to_the_cpu(cuml, blobs, caplog):
+    result = cluster_hdbscan(blobs, min_samples=2000, min_cluster_size=20, backend=CUML)
+    direct = hdbscan.HDBSCAN(min_samples=2000, min_cluster_size=20).fit(blobs)
+    assert np.array_equal(result.labels, direct.labels_)
+    assert "cuML takes min_samples up to 1023" in caplog.text
