@@ -6,9 +6,11 @@ Colours come from the stylesheet of the page (classes `ink-0` and so on), which 
 
 from __future__ import annotations
 
-import html
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+
+from common.escaping import escape
 
 N_INKS = 8  # colours the stylesheet holds for series and categories
 
@@ -100,7 +102,7 @@ def bars_html(names: Sequence[str], values: Sequence[float], *, as_percent: bool
     for name, value in zip(names, values, strict=True):
         width = round(100 * max(0.0, value) / (1.0 if as_percent and longest <= 1 else longest), 2)
         bar = f'<svg aria-hidden="true"><rect class="track"/><rect class="ink-0" width="{width}%"/></svg>'
-        lines.append(f'<dt dir="auto">{html.escape(name)}</dt><dd>{bar}<span>{write(value)}</span></dd>')
+        lines.append(f'<dt dir="auto">{escape(name)}</dt><dd>{bar}<span>{write(value)}</span></dd>')
     return f'<dl class="bars">{"".join(lines)}</dl>'
 
 
@@ -121,18 +123,14 @@ def lines_svg(
     write = percent if as_percent else format_number
     y_ticks = nice_ticks(min([0.0, *ys]) if from_zero else min(ys), max(ys))
     position, x_ticks = _x_scale(min(xs), max(xs), log_x=log_x)
+    own = sorted(set(xs))  # few points far enough apart are the best ticks
+    if len(own) <= 10 and all(position(right) - position(left) >= 8 for left, right in itertools.pairwise(own)):
+        x_ticks = own
     shapes = []
     for i, (name, points) in enumerate(known.items()):
-        places = [(position(x), _height(y, y_ticks)) for x, y in points]
-        path = " ".join(f"{x:.3f},{100 - y:.3f}" for x, y in places)
-        shapes.append(
-            f'<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" class="curve">'
-            f'<polyline class="line-{i % N_INKS}" points="{path}" vector-effect="non-scaling-stroke"/></svg>'
-        )
-        for (x, y), (left, height) in zip(points, places, strict=True):
-            tip = html.escape(f"{name} · {format_number(x)}: {write(y)}", quote=True)
-            dot = f'cx="{left:.3f}%" cy="{100 - height:.3f}%"'
-            shapes.append(f'<circle class="ink-{i % N_INKS} dot" r="3.5" {dot} data-tip="{tip}"/>')
+        places = [(position(x), 100 - _height(y, y_ticks)) for x, y in points]
+        tips = [f"{name} · {format_number(x)}: {write(y)}" for x, y in points]
+        shapes.append(_curve(i % N_INKS, places, tips))
     marks = [(position(tick), format_number(tick)) for tick in x_ticks]
     return _plot("".join(shapes), x_marks=marks, y_ticks=y_ticks, y_label=y_label, as_percent=as_percent)
 
@@ -143,7 +141,7 @@ def legend_html(names: Sequence[str]) -> str:
         return ""
     items = "".join(
         f'<li><svg aria-hidden="true" width="12" height="12"><rect class="ink-{i % N_INKS}" width="12" height="12" '
-        f'rx="3"/></svg><span dir="auto">{html.escape(name)}</span></li>'
+        f'rx="3"/></svg><span dir="auto">{escape(name)}</span></li>'
         for i, name in enumerate(names)
     )
     return f'<ul class="legend">{items}</ul>'
@@ -161,12 +159,25 @@ def _x_scale(low: float, high: float, *, log_x: bool) -> tuple[Callable[[float],
     return (lambda x: 100 * (x - low) / span), ticks
 
 
+def _curve(ink: int, places: Sequence[tuple[float, float]], tips: Sequence[str]) -> str:
+    """Return a line through places, in percent of width and height, with a dot and its tip at each."""
+    path = " ".join(f"{x:.3f},{y:.3f}" for x, y in places)
+    dots = "".join(
+        f'<circle class="ink-{ink} dot" r="3.5" cx="{x:.3f}%" cy="{y:.3f}%" data-tip="{escape(tip)}"/>'
+        for (x, y), tip in zip(places, tips, strict=True)
+    )
+    return (
+        '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%" class="curve">'
+        f'<polyline class="line-{ink}" points="{path}" vector-effect="non-scaling-stroke"/></svg>{dots}'
+    )
+
+
 def _height(value: float, ticks: Sequence[float]) -> float:
     return 100 * (value - ticks[0]) / (ticks[-1] - ticks[0])
 
 
 def _column(x: float, width: float, share: float, tip: str) -> str:
-    tip = html.escape(tip, quote=True)
+    tip = escape(tip)
     height = round(100 * share, 3)
     return (
         f'<g data-tip="{tip}"><rect class="hit" x="{x:.3f}%" width="{width:.3f}%" height="100%"/>'
@@ -189,6 +200,6 @@ def _plot(
         text = percent(tick, digits=0 if abs(y_ticks[-1] - y_ticks[0]) >= 0.05 else 1) if as_percent else ""
         text = text or format_number(int(tick) if tick == int(tick) else tick)
         grid.append(f'<line class="grid" x1="0" x2="100%" y1="{y}" y2="{y}"/><text x="-8" dy="4" y="{y}">{text}</text>')
-    below = "".join(f'<text class="x" x="{x:.3f}%" y="100%" dy="18">{html.escape(text)}</text>' for x, text in x_marks)
-    label = f'<p class="axis">{html.escape(y_label)}</p>' if y_label else ""
+    below = "".join(f'<text class="x" x="{x:.3f}%" y="100%" dy="18">{escape(text)}</text>' for x, text in x_marks)
+    label = f'<p class="axis">{escape(y_label)}</p>' if y_label else ""
     return f'{label}<div class="plot"><svg aria-hidden="true">{"".join(grid)}{shapes}{below}</svg></div>'

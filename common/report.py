@@ -15,7 +15,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import html
 import itertools
 import json
 import math
@@ -29,6 +28,7 @@ from typing import Any, Literal
 from common import charts
 from common.charts import format_number, percent
 from common.commit import write_bytes
+from common.escaping import clip_text, escape, image_url, safe_text
 
 __all__ = ["Column", "Report", "clip_text", "format_number", "percent", "safe_text"]
 
@@ -41,9 +41,6 @@ SCATTER_STEPS = 10_000  # coordinates are rounded to this many steps: finer than
 Width = Literal["half", "full"]
 Detail = str | bytes
 Details = Sequence[Detail] | Mapping[str, Sequence[Detail]] | None
-
-# C0 and C1 controls but tab and line feed, and lone surrogates, which no UTF-8 file can hold.
-_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class Report:
 
     def add_text(self, text: str, *, title: str = "") -> None:
         """Add paragraphs; an empty line begins a new one."""
-        paragraphs = "".join(f'<p dir="auto">{_escape(part)}</p>' for part in re.split(r"\n\s*\n", text.strip()))
+        paragraphs = "".join(f'<p dir="auto">{escape(part)}</p>' for part in re.split(r"\n\s*\n", text.strip()))
         self._add(title, f'<div class="prose">{paragraphs}</div>', kind="plain")
 
     def add_facts(self, facts: Mapping[str, object], *, notes: Mapping[str, str] | None = None) -> None:
@@ -78,9 +75,11 @@ class Report:
         tiles = []
         for name, value in facts.items():
             shown = value if isinstance(value, str) else format_number(value)
-            note = f'<dd class="note">{_escape((notes or {})[name])}</dd>' if name in (notes or {}) else ""
-            tiles.append(f'<div><dt>{_escape(name)}</dt><dd class="value">{_escape(shown)}</dd>{note}</div>')
-        self._add("", f'<dl class="facts">{"".join(tiles)}</dl>', kind="plain")
+            note = f'<dd class="note">{escape((notes or {})[name])}</dd>' if name in (notes or {}) else ""
+            tiles.append(f'<div><dt>{escape(name)}</dt><dd class="value">{escape(shown)}</dd>{note}</div>')
+        # As few lines of up to six tiles as can be, filled evenly: 8 as 4 + 4, 7 as 4 + 3.
+        n_across = math.ceil(len(tiles) / max(1, math.ceil(len(tiles) / 6)))
+        self._add("", f'<dl class="facts of-{n_across}">{"".join(tiles)}</dl>', kind="plain")
 
     def add_table(
         self,
@@ -143,7 +142,8 @@ class Report:
         width: Width = "half",
     ) -> None:
         """Add bars in the order given: up to 25 lie, each with its name; more stand, named when pointed at."""
-        pairs = [(str(name), float(value)) for name, value in (values.items() if _is_mapping(values) else values)]
+        given = values.items() if isinstance(values, Mapping) else values
+        pairs = [(str(name), float(value)) for name, value in given]
         if len(pairs) > MAX_COLUMNS_IN_CHART:
             note = f"{note} The first {MAX_COLUMNS_IN_CHART} of {len(pairs):,} are shown.".strip()
             pairs = pairs[:MAX_COLUMNS_IN_CHART]
@@ -172,7 +172,7 @@ class Report:
         """Add one line per series of (x, y) points, such as a score per number of clusters."""
         points = {name: [(float(x), float(y)) for x, y in line] for name, line in series.items()}
         body = charts.lines_svg(points, as_percent=as_percent, log_x=log_x, y_label=y_label, from_zero=from_zero)
-        body += f'<p class="axis below">{_escape(x_label)}</p>' if x_label else ""
+        body += f'<p class="axis below">{escape(x_label)}</p>' if x_label else ""
         write = percent if as_percent else format_number
         rows = [(name, format_number(x), write(y)) for name, line in points.items() for x, y in line]
         header = ["Series", x_label or "x", y_label or "y"]
@@ -201,14 +201,14 @@ class Report:
 
     def add_image(self, image: bytes, *, alt: str, title: str = "", note: str = "", width: Width = "full") -> None:
         """Add a picture (PNG, JPEG, GIF or WebP bytes); alt says what it shows to who cannot see it."""
-        body = f'<img class="picture" src="{image_url(image)}" alt="{_escape(alt)}">'
+        body = f'<img class="picture" src="{image_url(image)}" alt="{escape(alt)}">'
         self._add(title, body, note=note, width=width)
 
     def add_images(self, title: str, images: Sequence[tuple[bytes, str]], *, note: str = "") -> None:
         """Add a gallery of (picture bytes, caption)."""
         figures = "".join(
-            f'<figure><img src="{image_url(image)}" alt="{_escape(caption)}" loading="lazy">'
-            f'<figcaption dir="auto">{_escape(caption)}</figcaption></figure>'
+            f'<figure><img src="{image_url(image)}" alt="{escape(caption)}" loading="lazy">'
+            f'<figcaption dir="auto">{escape(caption)}</figcaption></figure>'
             for image, caption in images
         )
         self._add(title, f'<div class="gallery">{figures}</div>', note=note)
@@ -216,9 +216,9 @@ class Report:
     def to_html(self) -> str:
         """Return the whole page."""
         style, script = _read_assets()
-        links = "".join(f'<a href="#{anchor}">{_escape(title)}</a>' for anchor, title in self._headings)
+        links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in self._headings)
         contents = f'<nav aria-label="Contents">{links}</nav>' if len(self._headings) > 2 else ""
-        subtitle = f'<p class="subtitle" dir="auto">{_escape(self.subtitle)}</p>' if self.subtitle else ""
+        subtitle = f'<p class="subtitle" dir="auto">{escape(self.subtitle)}</p>' if self.subtitle else ""
         policy = (
             f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; img-src data:; "
             "base-uri 'none'; form-action 'none'"
@@ -227,9 +227,9 @@ class Report:
             f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
             f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f'<meta name="color-scheme" content="light dark">\n<title>{_escape(self.title)}</title>\n'
+            f'<meta name="color-scheme" content="light dark">\n<title>{escape(self.title)}</title>\n'
             f'<link rel="icon" href="data:,">\n<style>{style}</style>\n</head>\n<body>\n'
-            f'<header><h1 dir="auto">{_escape(self.title)}</h1>{subtitle}{contents}</header>\n'
+            f'<header><h1 dir="auto">{escape(self.title)}</h1>{subtitle}{contents}</header>\n'
             f"<noscript><p>Tables and maps need JavaScript, which this page brings along.</p></noscript>\n"
             f"<main>\n{chr(10).join(self._sections)}\n</main>\n"
             f'<div id="tip" role="status" hidden></div>\n<script>{script}</script>\n</body>\n</html>\n'
@@ -242,8 +242,8 @@ class Report:
 
     def _add_chart(self, title: str, body: str, header: Sequence[str], rows: Any, note: str, width: Width) -> None:
         """Add a chart and, for who cannot see it, its numbers as a plain table that opens."""
-        head = "".join(f'<th scope="col">{_escape(name)}</th>' for name in header)
-        lines = "".join("<tr>" + "".join(f"<td>{_escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+        head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)
+        lines = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
         numbers = f'<details class="numbers"><summary>Numbers</summary><div class="scroll"><table><thead><tr>{head}'
         self._add(
             title, f"{body}{numbers}</tr></thead><tbody>{lines}</tbody></table></div></details>", note=note, width=width
@@ -251,52 +251,14 @@ class Report:
 
     def _add(self, title: str, body: str, *, note: str = "", width: Width = "full", kind: str = "card") -> None:
         anchor = f"section-{len(self._sections)}"
-        heading = f"<h2>{_escape(title)}</h2>" if title else ""
+        heading = f"<h2>{escape(title)}</h2>" if title else ""
         if title:
             self._headings.append((anchor, title))
-        note = f'<p class="note" dir="auto">{_escape(note)}</p>' if note else ""
+        note = f'<p class="note" dir="auto">{escape(note)}</p>' if note else ""
         self._sections.append(f'<section id="{anchor}" class="{kind} {width}">{heading}{note}{body}</section>')
 
     def _next_id(self) -> str:
         return f"data-{len(self._sections)}"
-
-
-def safe_text(text: object) -> str:
-    """Return text in which control characters are visible (NUL as ␀) and lone surrogates are replaced."""
-    return _CONTROLS.sub(_visible, str(text))
-
-
-def clip_text(text: object, *, n_chars: int = 300) -> str:
-    """Return text on one line, cut after n_chars characters with the number of those left out."""
-    shown = " ".join(safe_text(str(text)[: 2 * n_chars + 1000]).split())
-    n_all = len(str(text))
-    if len(shown) <= n_chars and n_all <= 2 * n_chars + 1000:
-        return shown
-    return f"{shown[:n_chars].rstrip()}… ({n_all:,} characters)"
-
-
-def image_url(image: bytes) -> str:
-    """Return the data URL of a PNG, JPEG, GIF or WebP picture. Raises ValueError for other bytes."""
-    kinds = {b"\x89PNG": "png", b"\xff\xd8": "jpeg", b"GIF8": "gif", b"RIFF": "webp"}
-    kind = next((kind for start, kind in kinds.items() if image.startswith(start)), None)
-    if kind is None:
-        raise ValueError("not a PNG, JPEG, GIF or WebP picture")
-    return f"data:image/{kind};base64,{base64.b64encode(image).decode('ascii')}"
-
-
-def _visible(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code < 0x20:
-        return chr(0x2400 + code)  # the block of pictures for control characters
-    return "\u2421" if code == 0x7F else "\ufffd"
-
-
-def _escape(text: object) -> str:
-    return html.escape(safe_text(text), quote=True)
-
-
-def _is_mapping(values: object) -> bool:
-    return isinstance(values, Mapping)
 
 
 @functools.cache
@@ -356,13 +318,13 @@ def _scatter_data(
     places = np.asarray(points, dtype=np.float64).reshape(len(points), 2)  # [n, 2]
     if any(given is not None and len(given) != len(places) for given in (labels, hover_texts)):
         raise ValueError("labels and hover_texts need one entry per point")
-    kept = np.flatnonzero(np.isfinite(places).all(axis=1))
+    kept = np.flatnonzero(np.isfinite(places).all(axis=1)).tolist()
     remarks = (
         [f"{len(places) - len(kept):,} points without coordinates are left out."] if len(kept) < len(places) else []
     )
     if len(kept) > max_points:
         remarks.append(f"{max_points:,} of {len(kept):,} points are drawn.")
-        kept = kept[np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
+        kept = [kept[i] for i in np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
     names = [safe_text(labels[i]) if labels is not None else "" for i in kept]
     order = [name for name, _ in sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0]))]
     muted = safe_text(muted_label) if muted_label is not None else None

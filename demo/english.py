@@ -137,7 +137,7 @@ SENTENCES = {
         "My balance [is wrong|looks wrong|does not add up|has not changed] [since {date}|]",
         "Why [is my balance lower|do I have less money] than [yesterday|before|on {date}]?",
         "Why did my balance drop by {amount} [{when}|]?",
-        "What [does available balance mean|is the available balance], it shows {amount} [less|more] than the [account|statement]",
+        "What [does available balance mean|is the available balance], it shows {amount} [less|more] than the account",
         "I put in {amount} [in cash|by cheque|] [{when}|] and the balance is [still the same|not updated]",
     ),
     "transfer_not_received": (

@@ -15,8 +15,8 @@ from demo.noise import misspell, strip_punctuation
 
 FIRST_DAY = datetime(2026, 1, 5, tzinfo=UTC)
 N_DAYS = 84
-SHARE_VAGUE = 0.04  # messages that say no more than their topic
-SHARE_MIXED = 0.08  # messages that touch on a confusable intent as well
+SHARE_VAGUE = 0.03  # messages that say no more than their topic
+SHARE_MIXED = 0.06  # messages that touch on a confusable intent as well
 LANGUAGES: dict[str, ModuleType] = {"en": english, "ru": russian}
 MONTHS = ("January", "February", "March", "April")  # those of the twelve weeks
 LASTING_SLOTS = ("order", "product", "product_n", "phone", "name", "digits", "plan", "city")  # the same in a message
@@ -40,10 +40,10 @@ class MessageWriter:
         sentences = []
         if self._happens(0.85 if is_letter else 0.3):
             sentences.append(self._fill(self.words.GREETINGS) + self.dice.choice((",", "!", ".", "")))
-        if self._happens(0.5 if is_letter else 0.2):
+        if self._happens(0.35 if is_letter else 0.12):
             sentences.append(self._sentence(self.words.CONTEXTS[intent.topic]))
         sentences.extend(self._matter(intent))
-        if self._happens(0.6 if is_letter else 0.3):
+        if self._happens(0.4 if is_letter else 0.15):
             sentences.append(self._sentence(self.words.REQUESTS))
         if self._happens(0.75 if is_letter else 0.08):
             sentences.append(self._fill(self.words.CLOSINGS))
@@ -58,7 +58,7 @@ class MessageWriter:
         if self._happens(SHARE_MIXED):
             other = self._sentence(self.words.SENTENCES[self.dice.choice(neighbours_of(intent.name))])
             sentences.append(f"{self.dice.choice(self.words.ASIDES)} {_lower_first(other)}")
-        elif self._happens(0.12):
+        elif self._happens(0.2):
             sentences.append(self._sentence(self.words.SENTENCES[intent.name]))
         return sentences
 
@@ -77,7 +77,7 @@ class MessageWriter:
             text = text.lower()
         elif self._happens(0.015):
             text = text.upper()
-        if self._happens(0.25):
+        if self._happens(0.2):
             text = misspell(text, n_errors=self.dice.choice((1, 1, 2, 3)), dice=self.dice)
         if self._happens(0.3):
             text = text.rstrip(".") + self.dice.choice(("", "", "!", "!!", " :(", "...", " 🙏", " 😡"))
@@ -123,6 +123,7 @@ class MessageWriter:
     def _amount(self) -> str:
         value = round(math.exp(self.dice.gauss(3.6, 1.1)), 2)  # around 37, in pounds, euros or dollars
         whole = max(1, int(value))
+        forms: tuple[str, ...]
         if self.is_english:
             forms = (
                 f"£{value:.2f}",

@@ -1,16 +1,20 @@
 """Headless Chromium for tests of HTML: opens a page, and tells its console errors and every request it made.
 
-    from tests.browser import browser, open_page          # `browser` is a fixture; skips where Chromium is absent
+    from tests.browser import browser, open_page  # noqa: F401  `browser` is a fixture; skips without Chromium
 
-    def test_page(browser, tmp_path):
+    def test_page(browser, tmp_path):  # noqa: F811
         page = open_page(browser, tmp_path / "report.html")
         assert page.errors == [] and page.requests == []
 
 Chromium and its driver are Debian's (`apt-get install chromium chromium-driver`); nothing is downloaded.
 """
 
+import atexit
+import base64
+import functools
 import json
 import shutil
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,22 +47,30 @@ class Page:
 
 
 @pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    """A selenium driver of headless Chromium with an empty profile, shared by the whole test session."""
+def browser():
+    """A selenium driver of headless Chromium with an empty profile; all test modules share one."""
     for program in (CHROMIUM, CHROMEDRIVER):
         if shutil.which(program) is None:
             pytest.skip(f"{program} is not installed (apt-get install chromium chromium-driver)")
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    pytest.importorskip("selenium", reason="selenium is not installed")
+    return start_chromium()
+
+
+@functools.cache
+def start_chromium():
+    """Start Chromium once in this process; it ends with the process."""
+    from selenium import webdriver
+
+    profile_dir = tempfile.mkdtemp(prefix="chromium-")
+    atexit.register(shutil.rmtree, profile_dir, ignore_errors=True)
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+    for flag in (*FLAGS, f"--user-data-dir={profile_dir}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(CHROMEDRIVER))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    atexit.register(driver.quit)
+    return driver
 
 
 def open_page(driver, path, *, width=1280, height=900, dark=False, wait_s=0.3):
@@ -90,8 +102,6 @@ def collect(driver, *, page_address=""):
 
 def save_screenshot(driver, path, *, whole_page=True):
     """Write a PNG picture of the page that is open and return its path."""
-    import base64
-
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": whole_page, "format": "png"})
     Path(path).write_bytes(base64.b64decode(shot["data"]))
     return path

@@ -178,7 +178,7 @@ class ScatterMap {
   drawNames() {
     const { brush } = this;
     const taken = [];
-    brush.font = "600 12px system-ui, sans-serif";
+    brush.font = "600 11.5px system-ui, sans-serif";
     brush.textAlign = "center";
     brush.textBaseline = "middle";
     brush.lineJoin = "round";

@@ -179,10 +179,13 @@ class DataTable {
     return build("tr", { class: "details" }, build("td", { colspan: this.columns.length + 1 }, ...groups.filter(Boolean)));
   }
 
-  /** The text with the words searched for marked. */
+  /** The text with the words searched for marked; long_names_like_this may break after an underscore. */
   marked(value) {
     const text = String(value);
-    if (!this.words.length) return text;
+    if (!this.words.length) {
+      const parts = text.length > 12 && !text.includes(" ") ? text.split(/(?<=_)/) : [text];
+      return build("span", {}, ...parts.flatMap((part, index) => (index ? [build("wbr"), part] : [part])));
+    }
     const pattern = this.words.map((word) => word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|");
     const parts = text.split(new RegExp(`(${pattern})`, "gi"));
     return build("span", {}, ...parts.map((part, index) => (index % 2 ? build("mark", {}, part) : part)));
