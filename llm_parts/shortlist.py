@@ -1,0 +1,89 @@
+"""Which clusters are nearest to a request: the shortlist that a Judge chooses from.
+
+A cluster is found by its name, by its name with summary and criteria, and by a few of its requests; its similarity to a
+request is the best cosine among these. How often a cluster was met plays no part: a rare one is found as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+
+from llm_parts.registry import ClusterRecord
+
+_TIE_DIGITS = 4  # similarities that differ by less are equal: sums of floats may differ in the last digits
+
+
+class Embedder(Protocol):
+    """What turns texts into vectors; `name` tells one embedder from another."""
+
+    name: str
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors [n, d] float32 of the texts, in their order."""
+        ...
+
+
+class ModelEmbedder:
+    """A sentence-embedding model of common.encoder, loaded at its first text."""
+
+    def __init__(self, model_name_or_path: str) -> None:
+        self.name = model_name_or_path
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors [n, d] float32 of the texts, in their order."""
+        from common.encoder import load_encoder
+        from common.kmeans import unit_rows
+
+        return unit_rows(load_encoder(self.name).encode(list(texts)).vectors)
+
+
+class TextVectors:
+    """Vectors of texts, each embedded once and kept: 1.5 KB a text at 384 dimensions."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+        self._vectors: dict[str, np.ndarray] = {}
+
+    def of(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors [n, d] float32 of the texts."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
+        if missing:
+            vectors = np.asarray(self.embedder.encode(missing), np.float32)
+            self._vectors.update(zip(missing, vectors, strict=True))
+        if not texts:
+            return np.zeros((0, 0), np.float32)
+        return np.stack([self._vectors[text] for text in texts])
+
+
+class ClusterIndex:
+    """The clusters by what they are found by; made anew whenever the registry has changed."""
+
+    def __init__(self, records: Sequence[ClusterRecord], vectors: TextVectors) -> None:
+        self.cluster_ids = [record.cluster_id for record in records]
+        texts = [search_texts(record) for record in records]
+        flat = [text for group in texts for text in group]
+        self._prototypes = vectors.of(flat)  # [p, d]
+        self._starts = np.cumsum([0, *(len(group) for group in texts)])[:-1]  # [c] first prototype of each cluster
+
+    def __len__(self) -> int:
+        return len(self.cluster_ids)
+
+    def similarities(self, vectors: np.ndarray) -> np.ndarray:
+        """Best cosine of each vector [n, d] to each cluster: [n, c] float32, rounded so that ties are ties."""
+        if not self.cluster_ids:
+            return np.zeros((len(vectors), 0), np.float32)
+        return np.round(np.maximum.reduceat(vectors @ self._prototypes.T, self._starts, axis=1), _TIE_DIGITS)
+
+    def ranked(self, vectors: np.ndarray) -> list[list[str]]:
+        """All cluster ids for each vector, the nearest first; equal ones in the order of the index."""
+        order = np.argsort(-self.similarities(vectors), axis=1, kind="stable")
+        return [[self.cluster_ids[column] for column in row] for row in order]
+
+
+def search_texts(record: ClusterRecord) -> list[str]:
+    """The texts that a cluster is found by; never none."""
+    name = record.name.replace("_", " ")
+    return [name, f"{name}. {record.summary} {record.criteria}".strip(), *record.sample_requests]
