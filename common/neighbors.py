@@ -18,8 +18,8 @@ NeighborMetric = Literal["cosine", "euclidean"]
 
 # Scores of one block of rows against all others, float32: 64 MB.
 _BLOCK_ELEMENTS = 1 << 24
-# Vectors gathered for the exact distances of candidates: 64 MB.
-_RESCORE_ELEMENTS = 1 << 24
+# Vectors gathered for the exact distances of candidates: 4 MB stay in the cache of a core.
+_RESCORE_ELEMENTS = 1 << 20
 # Candidates beyond k, which make up for the rounding of float32 products.
 _MARGIN = 4
 # Columns are first reduced to the maxima of groups of this many: k of k groups hold the k largest values.
@@ -53,69 +53,87 @@ def exact_neighbors(
     if not 1 <= k <= n - 1:
         raise UserError(f"{k} nearest neighbours are asked for among {n} rows; use a number from 1 to {max(n - 1, 1)}")
     points = _prepare(vectors, metric)
-    is_zero: np.ndarray = np.logical_not(points.any(axis=1))
     n_candidates = min(k + _MARGIN, n - 1)
-    select = _Selector(points, metric, n_candidates) if device == "cpu" else _TorchSelector(points, metric, device)
     chunk = chunk or max(16, min(1024, _BLOCK_ELEMENTS // n))
-    indices, distances = np.empty((n, k), np.int32), np.empty((n, k), np.float32)
+    if device == "cpu":
+        candidates = _candidates_on_cpu(*_score_factors(points, metric), n_candidates, chunk)
+    else:
+        candidates = _candidates_by_torch(*_score_factors(points, metric), n_candidates, chunk, device)
+    candidates.sort(axis=1)  # equal distances go by index
+    exact = _distances(points, candidates, metric)
+    order = np.argsort(exact, axis=1, kind="stable")[:, :k]
+    return Neighbors(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(exact, order, axis=1))
+
+
+class _Best:
+    """The best scores seen so far of every row, and whose they are."""
+
+    def __init__(self, n: int, count: int) -> None:
+        self.ids = np.zeros((n, count), np.int32)
+        self._scores = np.full((n, count), -np.inf, np.float32)
+        self._least = np.full(n, -np.inf, np.float32)
+
+    def merge(self, rows: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
+        """Offer each row [m] candidates [m, w]."""
+        all_ids = np.hstack([self.ids[rows], ids])
+        all_scores = np.hstack([self._scores[rows], scores])
+        kept = _top(all_scores, self.ids.shape[1])
+        self.ids[rows] = np.take_along_axis(all_ids, kept, axis=1)
+        self._scores[rows] = np.take_along_axis(all_scores, kept, axis=1)
+        self._least[rows] = self._scores[rows].min(axis=1)
+
+    def merge_columns(self, scores: np.ndarray, first_id: int, first_row: int) -> None:
+        """Offer the rows from `first_row` on, one for each column of `scores`, the ids from `first_id` on.
+
+        Few scores beat what a row has once it has seen some blocks, so that only those are looked at.
+        """
+        width = scores.shape[1]
+        hits = np.flatnonzero(scores > self._least[first_row:])
+        if len(hits) > 4 * self.ids.shape[1] * width:  # the first block, or nearer rows come late
+            columns, values = _top_grouped(np.ascontiguousarray(scores.T), self.ids.shape[1])
+            self.merge(np.arange(first_row, first_row + width), columns + first_id, values)
+        elif len(hits):
+            lines, columns = np.divmod(hits, width)
+            self._merge_hits(columns + first_row, lines + first_id, scores[lines, columns])
+
+    def _merge_hits(self, rows: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
+        order = np.argsort(rows, kind="stable")
+        unique_rows, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
+        line = np.repeat(np.arange(len(unique_rows)), counts)
+        place = np.arange(len(rows)) - np.repeat(starts, counts)
+        table_ids = np.zeros((len(unique_rows), int(counts.max())), np.int32)
+        table_scores = np.full(table_ids.shape, -np.inf, np.float32)
+        table_ids[line, place], table_scores[line, place] = ids[order], scores[order]
+        self.merge(unique_rows, table_ids, table_scores)
+
+
+def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int) -> np.ndarray:
+    """Indices [n, count] of the highest scores of each row, itself excluded; each pair is multiplied once."""
+    n = len(left)
+    best = _Best(n, count)
     for start in range(0, n, chunk):
         rows = np.arange(start, min(start + chunk, n))
-        candidates = np.sort(select.candidates(rows, n_candidates), axis=1)  # equal distances go by index
-        squares = _squared_distances(points, rows, candidates)
-        if metric == "euclidean":
-            exact = np.sqrt(squares)
-        else:  # |x - y|^2 / 2 = 1 - x.y for two unit rows; a zero row is at distance 1 from all
-            exact = np.where(is_zero[rows, None] | is_zero[candidates], np.float32(1.0), squares / 2)
-        order = np.argsort(exact, axis=1, kind="stable")[:, :k]
-        indices[rows] = np.take_along_axis(candidates, order, axis=1)
-        distances[rows] = np.take_along_axis(exact, order, axis=1)
-    return Neighbors(indices, distances)
+        scores = left[rows] @ right[start:].T  # [c, n - start]
+        scores[rows - start, rows - start] = -np.inf
+        columns, values = _top_grouped(scores, count)
+        best.merge(rows, columns + start, values)
+        if len(rows) < n - start:
+            best.merge_columns(scores[:, len(rows) :], start, start + len(rows))
+    return best.ids
 
 
-class _Selector:
-    """Picks the candidates of a block of rows with numpy."""
+def _candidates_by_torch(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
+    """Indices [n, count] of the highest scores of each row, itself excluded, with torch on a device."""
+    import torch
 
-    def __init__(self, points: np.ndarray, metric: NeighborMetric, n_candidates: int) -> None:
-        self._n = len(points)
-        self._left, right = _score_factors(points, metric)
-        n_groups = -(-self._n // _GROUP)
-        self._grouped = n_groups > 4 * n_candidates
-        padding = n_groups * _GROUP - self._n if self._grouped else 0
-        self._right = np.vstack([right, np.zeros((padding, right.shape[1]), np.float32)]).T if padding else right.T
-
-    def candidates(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Indices of the `count` highest scores of each row, itself excluded; in no order."""
-        scores = self._left[rows] @ self._right  # [c, n + padding]
-        scores[:, self._n :] = -np.inf
-        scores[np.arange(len(rows)), rows] = -np.inf
-        if not self._grouped:
-            return _top(scores, count)
-        by_group = scores.reshape(len(rows), _GROUP, -1)  # column j is in group j modulo the number of groups
-        n_groups = by_group.shape[2]
-        groups = _top(by_group.max(axis=1), count)
-        columns = (groups[:, :, None] + np.arange(_GROUP) * n_groups).reshape(len(rows), -1)
-        best = _top(np.take_along_axis(scores, columns, axis=1), count)
-        return np.take_along_axis(columns, best, axis=1)
-
-
-class _TorchSelector:
-    """Picks the candidates of a block of rows with torch on a device."""
-
-    def __init__(self, points: np.ndarray, metric: NeighborMetric, device: str) -> None:
-        import torch
-
-        left, right = _score_factors(points, metric)
-        self._left, self._right = torch.from_numpy(left).to(device), torch.from_numpy(right).to(device)
-
-    def candidates(self, rows: np.ndarray, count: int) -> np.ndarray:
-        """Indices of the `count` highest scores of each row, itself excluded."""
-        import torch
-
-        block = slice(int(rows[0]), int(rows[-1]) + 1)
-        scores = self._left[block] @ self._right.T
-        here = torch.arange(len(rows), device=scores.device)
-        scores[here, here + block.start] = -torch.inf
-        return torch.topk(scores, count, dim=1, sorted=False).indices.cpu().numpy()
+    lefts, rights = torch.from_numpy(left).to(device), torch.from_numpy(right).to(device)
+    ids = np.empty((len(left), count), np.int32)
+    for start in range(0, len(left), chunk):
+        scores = lefts[start : start + chunk] @ rights.T
+        here = torch.arange(len(scores), device=scores.device)
+        scores[here, here + start] = -torch.inf
+        ids[start : start + chunk] = torch.topk(scores, count, dim=1, sorted=False).indices.cpu().numpy()
+    return ids
 
 
 def _prepare(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
@@ -133,12 +151,28 @@ def _prepare(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
 
 
 def _score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarray, np.ndarray]:
-    """Two matrices whose product ranks neighbours: cosines, or x.y - |y|^2 / 2 for euclidean distances."""
+    """Two matrices whose product is a symmetric score: cosines, or -|x - y|^2 / 2 for euclidean distances."""
     if metric == "cosine":
         return points, points
     half_squares = np.einsum("nd,nd->n", points, points)[:, None] / 2
-    ones = np.ones((len(points), 1), np.float32)
-    return np.hstack([points, ones]), np.hstack([points, -half_squares])
+    ones = np.ones_like(half_squares)
+    return np.hstack([points, ones, half_squares]), np.hstack([points, -half_squares, -ones])
+
+
+def _top_grouped(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and values [c, count] of the largest scores of each row [c, n], in no order; all if there are fewer."""
+    n_groups = scores.shape[1] // _GROUP
+    if n_groups <= 4 * count:
+        columns = _top(scores, count)
+        return columns, np.take_along_axis(scores, columns, axis=1)
+    grouped = n_groups * _GROUP  # column j is in group j modulo the number of groups; a few are left over
+    groups = _top(scores[:, :grouped].reshape(len(scores), _GROUP, n_groups).max(axis=1), count)
+    columns = (groups[:, :, None] + np.arange(_GROUP) * n_groups).reshape(len(scores), -1)
+    rest = np.broadcast_to(np.arange(grouped, scores.shape[1]), (len(scores), scores.shape[1] - grouped))
+    columns = np.hstack([columns, rest])
+    values = np.take_along_axis(scores, columns, axis=1)
+    best = _top(values, count)
+    return np.take_along_axis(columns, best, axis=1), np.take_along_axis(values, best, axis=1)
 
 
 def _top(scores: np.ndarray, count: int) -> np.ndarray:
@@ -148,13 +182,17 @@ def _top(scores: np.ndarray, count: int) -> np.ndarray:
     return np.argpartition(scores, split, axis=1)[:, split:]
 
 
-def _squared_distances(points: np.ndarray, rows: np.ndarray, candidates: np.ndarray) -> np.ndarray:
-    """Squared distances of rows [c] to their candidates [c, m], float32, from differences: exactly 0 for equal rows."""
+def _distances(points: np.ndarray, candidates: np.ndarray, metric: NeighborMetric) -> np.ndarray:
+    """Distances [n, m] of all rows to their candidates, float32, from differences: exactly 0 for equal rows."""
     squares = np.empty(candidates.shape, np.float32)
     step = max(1, _RESCORE_ELEMENTS // (candidates.shape[1] * points.shape[1]))
-    for start in range(0, len(rows), step):
+    for start in range(0, len(points), step):
         part = slice(start, start + step)
         offsets = points[candidates[part]]
-        offsets -= points[rows[part], None]
+        offsets -= points[part, None]
         squares[part] = np.einsum("cmd,cmd->cm", offsets, offsets)
-    return squares
+    if metric == "euclidean":
+        return np.sqrt(squares)
+    # |x - y|^2 / 2 = 1 - x.y for two unit rows; a zero row is at distance 1 from all.
+    zero: np.ndarray = np.logical_not(points.any(axis=1))
+    return np.where(zero[:, None] | zero[candidates], np.float32(1.0), squares / 2)

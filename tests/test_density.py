@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from types import ModuleType
 
 import hdbscan
@@ -14,7 +15,7 @@ from sklearn.neighbors import NearestNeighbors
 from common.backend import Backend
 from common.config import UserError
 from common.density import cluster_dbscan, cluster_hdbscan, cut_tree, embed_umap, single_linkage_tree
-from common.neighbors import Neighbors, exact_neighbors
+from common.neighbors import Neighbors, _candidates_by_torch, _candidates_on_cpu, exact_neighbors
 
 CUML = Backend("cuml", "cuda", "a stand-in")
 
@@ -28,27 +29,32 @@ def blobs():
     return np.vstack([*parts, rng.uniform(-10, 10, (100, 6))]).astype(np.float32)
 
 
-@pytest.mark.parametrize("device", ["cpu", "torch"])
+@pytest.mark.parametrize("method", [_candidates_on_cpu, partial(_candidates_by_torch, device="cpu")])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize(("n", "k"), [(1500, 7), (1500, 40), (30, 29), (2, 1)])
-def test_neighbors_equal_scikit_learn(metric, n, k, device, monkeypatch):
-    if device == "torch":
-        monkeypatch.setattr("common.neighbors._TorchSelector.__init__", _torch_selector_on_cpu)
+def test_neighbors_equal_scikit_learn(metric, n, k, method, monkeypatch):
+    monkeypatch.setattr("common.neighbors._candidates_on_cpu", method)
     vectors = np.random.default_rng(n).standard_normal((n, 24)).astype(np.float32) + 1
-    result = exact_neighbors(vectors, k, metric=metric, chunk=400, device=device)
+    result = exact_neighbors(vectors, k, metric=metric, chunk=400)
+    _check_against_scikit_learn(result, vectors, k, metric)
+
+
+def test_neighbors_of_sorted_clusters_equal_scikit_learn():
+    """Nearer rows come in later blocks: whole clusters, and a drift towards the last row."""
+    rng = np.random.default_rng(5)
+    clusters = np.repeat(rng.standard_normal((15, 12)) * 9, 80, axis=0) + rng.standard_normal((1200, 12))
+    drift = rng.standard_normal((1200, 12)) * np.geomspace(9, 0.1, 1200)[:, None]
+    for vectors in (clusters.astype(np.float32), drift.astype(np.float32)):
+        result = exact_neighbors(vectors, 6, metric="euclidean", chunk=64)
+        _check_against_scikit_learn(result, vectors, 6, "euclidean")
+
+
+def _check_against_scikit_learn(result, vectors, k, metric):
     model = NearestNeighbors(n_neighbors=k, metric=metric, algorithm="brute").fit(vectors.astype(np.float64))
     distances, indices = model.kneighbors()
     assert (result.indices.dtype, result.distances.dtype) == (np.int32, np.float32)
     assert result.distances == pytest.approx(distances, abs=1e-5)
     assert np.mean(result.indices == indices) > 0.999  # the rest are ties at the rounding of float32
-
-
-def _torch_selector_on_cpu(self, points, metric, device):
-    import torch
-
-    from common.neighbors import _score_factors
-
-    self._left, self._right = (torch.from_numpy(part) for part in _score_factors(points, metric))
 
 
 def test_neighbors_by_hand():
