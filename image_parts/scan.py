@@ -91,6 +91,17 @@ def scan_images(
     return _scanned(found, entries, bad)
 
 
+def list_images(input_dir: Path, *, extensions: Sequence[str]) -> tuple[int, int]:
+    """Count the files below `input_dir` that look like images, and their bytes, without reading them.
+
+    Raises UserError where there are none.
+    """
+    found, bad, other_extensions = _list_files(input_dir, extensions)
+    if not found:
+        raise UserError(_no_images(input_dir, extensions, other_extensions, bad))
+    return len(found), sum(file.n_bytes for file in found)
+
+
 def check_folders(input_dir: str, output_dir: str) -> tuple[Path, Path]:
     """Resolve both folders; raises UserError where one is missing, equal to the other or inside it."""
     for name, value in (("input_dir", input_dir), ("output_dir", output_dir)):

@@ -1,0 +1,61 @@
+"""The 1,797 handwritten digits of scikit-learn as PNGs in ten folders, and the settings that sort them again.
+
+    python -m demo.digit_images runs/digits
+    python image_cluster.py --config runs/digits/config.yaml --yes
+
+The files of every folder have the same names (0001.png, 0002.png, …), as cameras and exports like to do.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from common.config import settings_to_yaml
+from image_parts.settings import ImageSettings
+
+# Digits are 8 x 8 pixels: they fill the square, need no evening out, and black on white would be the same digit.
+DIGIT_VALUES: dict[str, dict[str, object]] = {
+    "model": {"name": "hog", "image_size": 64, "hog_cells": 8, "hog_orientations": 9},
+    "preprocessing": {"equalization": "none", "polarity_invariant": False},
+    "reduction": {"umap_min_dist": 0.0},
+    "clustering": {"min_cluster_size": 50, "min_samples": 10},
+    "purity": {"truth": "parent_folder"},
+}
+
+
+def write_digit_images(folder: Path) -> int:
+    """Write every digit as folder/<digit>/<number within it>.png; returns how many."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    counts = dict.fromkeys(range(10), 0)
+    for pixels, digit in zip(digits.images, digits.target.tolist(), strict=True):
+        counts[digit] += 1
+        path = folder / str(digit) / f"{counts[digit]:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(path)  # 0 … 16 in the data set
+    return len(digits.target)
+
+
+def digit_settings(folder: Path) -> ImageSettings:
+    """Settings for the images in folder/images, with the results in folder/clusters."""
+    values = {
+        "input_dir": str(folder / "images"),
+        "output_dir": str(folder / "clusters"),
+        "cache": {"cache_dir": str(folder / "cache")},
+        **DIGIT_VALUES,
+    }
+    return ImageSettings.model_validate(values)
+
+
+def main(folder: Path) -> None:
+    """Write images and config.yaml below `folder`."""
+    n_images = write_digit_images(folder / "images")
+    (folder / "config.yaml").write_text(settings_to_yaml(digit_settings(folder)), encoding="utf-8")
+    print(f"{n_images} images and config.yaml in {folder}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits"))

@@ -1,0 +1,174 @@
+"""From feature vectors to clusters: PCA, UMAP, HDBSCAN and the images that HDBSCAN calls noise.
+
+    reduced = reduce_features(features.vectors, settings.reduction, backend=backend)
+    clusters = find_clusters(reduced.embedding, settings.clustering, backend=backend)
+
+Each step is a function of plain arrays and one section of the settings, so that a tuner calls them step by step.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from common.backend import Backend
+from common.cli import Stopwatch
+from common.config import UserError
+from common.density import cluster_hdbscan, embed_umap
+from image_parts.features import Features
+from image_parts.records import NOISE, ClusteredImages
+from image_parts.settings import ClusteringSettings, ImageSettings, ReductionSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ReducedFeatures:
+    """The vectors on their way to HDBSCAN."""
+
+    pca: np.ndarray  # [u, p] float32
+    embedding: np.ndarray  # [u, e] float32, by UMAP
+
+
+@dataclass(frozen=True)
+class ClusterAssignment:
+    """The clusters of u distinct vectors, numbered as HDBSCAN does."""
+
+    raw_labels: np.ndarray  # [u] int64, NOISE where HDBSCAN found none
+    probabilities: np.ndarray  # [u] float32
+    labels: np.ndarray  # [u] int64, after noise handling
+    distances: np.ndarray  # [u] float32, to the centroid of the assigned cluster; NaN for noise
+
+
+def check_enough_images(n_distinct: int, settings: ImageSettings) -> None:
+    """Raise UserError where there are fewer distinct images than the settings can cluster."""
+    clustering, reduction = settings.clustering, settings.reduction
+    least = max(clustering.min_cluster_size, clustering.min_samples + 1, 4)
+    if n_distinct < least:
+        raise UserError(
+            f"{n_distinct} distinct images are too few for clustering.min_cluster_size {clustering.min_cluster_size} "
+            f"and min_samples {clustering.min_samples}: at least {least} are needed; add images or lower both"
+        )
+    if reduction.umap_n_neighbors >= n_distinct:
+        log.warning("reduction.umap_n_neighbors %d is lowered to %d, as there are %d distinct images",
+                    reduction.umap_n_neighbors, n_distinct - 1, n_distinct)  # fmt: skip
+
+
+def reduce_features(vectors: np.ndarray, settings: ReductionSettings, *, backend: Backend) -> ReducedFeatures:
+    """Reduce vectors [u, d] by PCA and UMAP; components and neighbours are capped by what u and d allow."""
+    pca = project_pca(vectors, n_components=settings.pca_components, backend=backend)
+    embedding = _embed(pca, settings, n_components=settings.umap_components, backend=backend)
+    return ReducedFeatures(pca, embedding)
+
+
+def _embed(pca: np.ndarray, settings: ReductionSettings, *, n_components: int, backend: Backend) -> np.ndarray:
+    return embed_umap(
+        pca,
+        n_components=n_components,
+        n_neighbors=min(settings.umap_n_neighbors, len(pca) - 1),
+        min_dist=settings.umap_min_dist,
+        metric=settings.umap_metric,
+        random_state=settings.random_state,
+        backend=backend,
+    )
+
+
+def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> np.ndarray:
+    """Project vectors [u, d] on their first principal components: [u, min(n_components, u, d)] float32."""
+    n_components = min(n_components, *vectors.shape)
+    if backend.uses_cuml:
+        from cuml.decomposition import PCA
+
+        projected = PCA(n_components=n_components, output_type="numpy").fit_transform(vectors)
+    else:
+        from sklearn.decomposition import PCA
+
+        # By the covariance, whose size does not grow with the rows; with few rows their own matrix is smaller.
+        solver = "covariance_eigh" if len(vectors) >= vectors.shape[1] else "full"
+        projected = PCA(n_components=n_components, svd_solver=solver).fit_transform(vectors)
+    return np.ascontiguousarray(projected, dtype=np.float32)
+
+
+def find_clusters(embedding: np.ndarray, settings: ClusteringSettings, *, backend: Backend) -> ClusterAssignment:
+    """Cluster an embedding [u, e] by HDBSCAN and give noise to the nearest cluster if the settings say so."""
+    found = cluster_hdbscan(
+        embedding,
+        min_cluster_size=settings.min_cluster_size,
+        min_samples=settings.min_samples,
+        cluster_selection_epsilon=settings.cluster_selection_epsilon,
+        cluster_selection_method=settings.cluster_selection_method,
+        backend=backend,
+    )
+    return assign_noise(embedding, found.labels.astype(np.int64), found.probabilities, settings=settings)
+
+
+def assign_noise(
+    embedding: np.ndarray, raw_labels: np.ndarray, probabilities: np.ndarray, *, settings: ClusteringSettings
+) -> ClusterAssignment:
+    """Handle noise: `nearest` gives each such row to the cluster of the nearest centroid, `separate` leaves it."""
+    n_clusters = int(raw_labels.max(initial=NOISE)) + 1
+    labels = raw_labels.copy()
+    distances = np.full(len(labels), np.nan, np.float32)
+    if n_clusters == 0:
+        return ClusterAssignment(raw_labels, probabilities, labels, distances)
+    centroids = np.stack([embedding[raw_labels == label].mean(axis=0, dtype=np.float64) for label in range(n_clusters)])
+    noise = np.flatnonzero(raw_labels == NOISE)
+    if settings.noise_handling == "nearest" and len(noise):
+        gaps = np.stack([np.linalg.norm(embedding[noise] - centroid, axis=1) for centroid in centroids], axis=1)
+        labels[noise] = gaps.argmin(axis=1)
+    inside = labels >= 0
+    distances[inside] = np.linalg.norm(embedding[inside] - centroids[labels[inside]], axis=1)
+    return ClusterAssignment(raw_labels, probabilities, labels, distances)
+
+
+def place_in_space(reduced: ReducedFeatures, settings: ImageSettings, *, backend: Backend) -> np.ndarray:
+    """Coordinates x y z for pictures: [u, 3] float32."""
+    if settings.visualization.projection == "umap" and settings.reduction.umap_components != 3:
+        return _embed(reduced.pca, settings.reduction, n_components=3, backend=backend)
+    width = reduced.embedding.shape[1]
+    flat = reduced.embedding if width <= 3 else project_pca(reduced.embedding, n_components=3, backend=backend)
+    return np.pad(flat, ((0, 0), (0, 3 - flat.shape[1])))
+
+
+def expand_to_images(features: Features, assignment: ClusterAssignment, coordinates: np.ndarray) -> ClusteredImages:
+    """From distinct vectors to all images, duplicates too."""
+    rows = features.rows
+    return ClusteredImages(
+        records=features.records,
+        labels=assignment.labels[rows],
+        raw_labels=assignment.raw_labels[rows],
+        probabilities=assignment.probabilities[rows],
+        distances=assignment.distances[rows],
+        coordinates=coordinates[rows],
+        value_range=features.value_range,
+    )
+
+
+def number_by_size(assignment: ClusterAssignment, rows: np.ndarray) -> ClusterAssignment:
+    """Number clusters by falling size, counted in images: `rows` [n] is the distinct vector of each image."""
+    labels = assignment.labels[rows]
+    sizes = np.bincount(labels[labels >= 0], minlength=int(assignment.labels.max(initial=NOISE)) + 1)
+    new_numbers = np.empty(len(sizes) + 1, np.int64)
+    new_numbers[np.argsort(-sizes, kind="stable")] = np.arange(len(sizes))
+    new_numbers[NOISE] = NOISE  # the last place, which is where index -1 points
+    return replace(assignment, labels=new_numbers[assignment.labels], raw_labels=new_numbers[assignment.raw_labels])
+
+
+def cluster_features(
+    features: Features, settings: ImageSettings, *, backend: Backend
+) -> tuple[ReducedFeatures, ClusterAssignment]:
+    """Reduce and cluster the distinct vectors; clusters come numbered by falling size."""
+    watch = Stopwatch()
+    check_enough_images(len(features.vectors), settings)
+    reduced = reduce_features(features.vectors, settings.reduction, backend=backend)
+    log.info("reduction: %d x %d -> %d -> %d dimensions, %.1f s", *features.vectors.shape, reduced.pca.shape[1],
+             reduced.embedding.shape[1], watch.seconds)  # fmt: skip
+    watch = Stopwatch()
+    assignment = number_by_size(find_clusters(reduced.embedding, settings.clustering, backend=backend), features.rows)
+    n_noise = int((assignment.raw_labels == NOISE).sum())
+    log.info("clustering: %d clusters, %d of %d distinct images were noise (%s), %.1f s",
+             int(assignment.labels.max(initial=NOISE)) + 1, n_noise, len(assignment.labels),
+             settings.clustering.noise_handling, watch.seconds)  # fmt: skip
+    return reduced, assignment

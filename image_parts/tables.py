@@ -1,0 +1,195 @@
+"""The result on disk: clusters.parquet and clusters.csv, bad_images.csv, the purity report, and run.json at the end.
+
+`run.json` is written last and names what the result was made from, so a run that finds it again has nothing to do.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.commit import Identity, atomic_file, describe_changes, write_bytes, write_json
+from common.config import UserError
+from common.outputs import library_versions
+from image_parts.extractors import ModelIdentity
+from image_parts.features import cache_key
+from image_parts.purity import PurityReport
+from image_parts.records import BadImage, ClusteredImages, ImageRecord, cluster_name, printable
+from image_parts.scan import ScannedImages
+from image_parts.settings import ImageSettings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CLUSTERS_PARQUET = "clusters.parquet"
+CLUSTERS_CSV = "clusters.csv"
+BAD_IMAGES_CSV = "bad_images.csv"
+PURITY_REPORT = "metrics/purity_report_latest.json"
+COSINE_MATRIX = "metrics/centroid_cosine_matrix.npy"
+RUN_JSON = "run.json"
+
+
+def identify_run(scanned: ScannedImages, settings: ImageSettings, identity: ModelIdentity) -> Identity:
+    """What a result depends on: the images, the model and every key that changes a number or a picture."""
+    names = ("reduction", "clustering", "purity", "visualization", "exports", "acceleration")
+    sections = {name: getattr(settings, name).model_dump(mode="json") for name in names}
+    flat = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
+    del flat["purity.fail_on_fail"]  # changes the exit code alone
+    features = cache_key(settings, identity)
+    flat |= {f"preprocessing.{key}": value for key, value in features.pop("preprocessing").items()}
+    flat |= {f"model.{key}": value for key, value in features.items()}
+    flat["preprocessing.l2_normalize"] = settings.preprocessing.l2_normalize
+    flat["annotations.image_subdir"] = settings.annotations.image_subdir  # which folder names a true label
+    return Identity("image_cluster", flat, {"images": _fingerprint(scanned)})
+
+
+def find_finished(output_dir: Path, identity: Identity, *, overwrite: bool) -> dict[str, Any] | None:
+    """The content of run.json if it is of this very run, None if there is none or it may be replaced.
+
+    Raises UserError, naming what changed, if another configuration made the result and `overwrite` is off.
+    """
+    path = output_dir / RUN_JSON
+    try:
+        values = json.loads(path.read_bytes())
+        before = values["identity"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged; remove it, and the result is made anew") from None
+    if before == identity.to_dict():
+        return dict(values)
+    if overwrite:
+        path.unlink()
+        return None
+    changes = describe_changes(before, identity.to_dict())
+    raise UserError(f"{output_dir} holds another result ({changes}); give --overwrite or another output_dir")
+
+
+def write_tables(
+    clustered: ClusteredImages,
+    *,
+    output_dir: Path,
+    truth: Sequence[str | None] | None = None,
+    targets: Mapping[str, str] | None = None,
+) -> None:
+    """Write clusters.parquet and clusters.csv: one row for each image.
+
+    `truth` adds the column `label`; `targets` (path of the image to path below output_dir) adds `target`.
+    """
+    import pyarrow.parquet as pq
+    from pyarrow import csv as arrow_csv
+
+    table = clusters_table(clustered)
+    if truth is not None:
+        table = table.append_column("label", [_texts(truth)])
+    if targets is not None:
+        found = [targets.get(str(record.path)) for record in clustered.records]
+        table = table.append_column("target", [_texts([None if name is None else printable(name) for name in found])])
+    with atomic_file(output_dir / CLUSTERS_PARQUET) as file:
+        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
+    with atomic_file(output_dir / CLUSTERS_CSV) as file:
+        arrow_csv.write_csv(table, file)
+
+
+def clusters_table(clustered: ClusteredImages) -> pa.Table:
+    """One row for each image: where it is, what it is, its cluster and its place in space."""
+    import pyarrow as pa
+
+    records = clustered.records
+    return pa.table(
+        {
+            "path": _texts([printable(str(record.path)) for record in records]),
+            "relative_path": _texts([record.shown_path for record in records]),
+            "sha256": _texts([record.sha256 for record in records]),
+            "width": pa.array([record.width for record in records], pa.int32()),
+            "height": pa.array([record.height for record in records], pa.int32()),
+            "n_bytes": pa.array([record.n_bytes for record in records], pa.int64()),
+            "cluster_id": pa.array(clustered.labels, pa.int32()),
+            "cluster": _texts([cluster_name(int(label)) for label in clustered.labels]),
+            "raw_label": pa.array(clustered.raw_labels, pa.int32()),
+            "probability": pa.array(clustered.probabilities, pa.float32()),
+            "distance": pa.array(clustered.distances, pa.float32(), from_pandas=True),  # NaN becomes null
+            "x": pa.array(clustered.coordinates[:, 0], pa.float32()),
+            "y": pa.array(clustered.coordinates[:, 1], pa.float32()),
+            "z": pa.array(clustered.coordinates[:, 2], pa.float32()),
+        }
+    )
+
+
+def read_tables(output_dir: Path, scanned: ScannedImages) -> tuple[ClusteredImages, list[ImageRecord]] | None:
+    """The clusters of a finished run for the images of a scan, and the images that it could not decode.
+
+    None where the table does not hold these images: then the result is made anew.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(output_dir / CLUSTERS_PARQUET)
+        hashes = dict(zip(table["relative_path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
+        columns = {name: table[name].to_numpy() for name in ("cluster_id", "raw_label", "probability", "distance")}
+        coordinates = np.stack([table[axis].to_numpy() for axis in "xyz"], axis=1)
+    except (OSError, KeyError, pa.ArrowException):
+        return None
+    records = [record for record in scanned.records if hashes.get(record.shown_path) == record.sha256]
+    if [record.shown_path for record in records] != list(hashes):
+        return None
+    undecoded = [record for record in scanned.records if record.shown_path not in hashes]
+    clustered = ClusteredImages(
+        records=records,
+        labels=columns["cluster_id"].astype(np.int64),
+        raw_labels=columns["raw_label"].astype(np.int64),
+        probabilities=columns["probability"],
+        distances=columns["distance"].astype(np.float32),
+        coordinates=coordinates,
+        value_range=scanned.value_range,
+    )
+    return clustered, undecoded
+
+
+def write_bad_images(bad: Sequence[BadImage], *, output_dir: Path) -> None:
+    """Write bad_images.csv: path and reason of every file that is no readable image; a header alone means none."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["path", "reason"])
+    writer.writerows((printable(image.relative_path), image.reason) for image in bad)
+    write_bytes(output_dir / BAD_IMAGES_CSV, text.getvalue().encode())
+
+
+def write_purity(report: PurityReport, truth: dict[str, Any] | None, *, output_dir: Path) -> None:
+    """Write the purity report as JSON, and the matrix of centroid cosines beside it."""
+    with atomic_file(output_dir / COSINE_MATRIX) as file:
+        np.save(file, report.centroid_cosine_matrix)
+    write_json(output_dir / PURITY_REPORT, {**report.to_dict(), "truth": truth, "versions": library_versions()})
+
+
+def write_run(identity: Identity, summary: Mapping[str, Any], *, output_dir: Path, settings: ImageSettings) -> None:
+    """Write run.json, the last file of a run."""
+    values = {
+        "identity": identity.to_dict(),
+        "summary": dict(summary),
+        "settings": settings.model_dump(mode="json"),
+        "versions": library_versions(),
+    }
+    write_json(output_dir / RUN_JSON, values)
+
+
+def _fingerprint(scanned: ScannedImages) -> str:
+    import hashlib
+
+    digest = hashlib.sha256(repr(scanned.value_range).encode())
+    for record in scanned.records:
+        digest.update(f"{record.shown_path}\0{record.sha256}\n".encode())
+    return digest.hexdigest()
+
+
+def _texts(values: Sequence[str | None]) -> pa.Array:
+    import pyarrow as pa
+
+    return pa.array(values, pa.string())
