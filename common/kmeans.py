@@ -13,8 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from common.kmeans_init import Batches, fixed_blocks, kmeans_plus_plus, sample_rows, warm_start
+from common.kmeans_init import (
+    FIRST_ROWS,
+    FIRST_ROWS_PER_CLUSTER,
+    Batches,
+    fixed_blocks,
+    kmeans_plus_plus,
+    sample_rows,
+    warm_start,
+)
 from common.kmeans_steps import (
+    LONG_STEP,
     ClusterSums,
     Precision,
     assign,
@@ -83,6 +92,7 @@ def lloyd_passes(
     centroids: np.ndarray,
     *,
     one_pass: Callable[[np.ndarray], ClusterSums],
+    measure: Callable[[np.ndarray], ClusterSums] | None = None,
     max_epochs: int,
     tol: float = 1e-3,
     spherical: bool = False,
@@ -90,21 +100,22 @@ def lloyd_passes(
 ) -> KMeansResult:
     """Move centroids [k, d] by full passes until inertia falls by less than `tol` of itself, or `max_epochs` times.
 
-    `one_pass(centroids)` maps `partial_sums` over all the data and merges the parts in row order. A last pass measures
-    sizes and inertia, so that they belong to the centroids that come back.
+    `one_pass(centroids)` maps `partial_sums` over all the data and merges the parts in row order. Steps are long (see
+    `update_centroids`), the last one goes to the means. One more pass measures sizes and inertia, so that they belong
+    to the centroids that come back; `measure` makes it where `one_pass` is not float32.
     """
     history: list[float] = []
-    converged = False
+    converged, finished = False, max_epochs <= 0
     while True:
-        sums = one_pass(centroids)
+        sums = measure(centroids) if finished and measure else one_pass(centroids)
         history.append(sums.inertia)
         n_empty = int((sums.counts == 0).sum())
         report(f"pass {len(history)}: inertia {sums.inertia:.6g}, empty clusters {n_empty}")
-        if len(history) > 1 and not n_empty:
-            converged = history[-2] - history[-1] <= tol * history[-2]
-        if converged or len(history) > max_epochs:
+        if finished:
             break
-        centroids = update_centroids(sums, centroids, spherical=spherical)
+        converged = len(history) > 1 and not n_empty and history[-2] - history[-1] <= tol * history[-2]
+        finished = converged or len(history) == max_epochs
+        centroids = update_centroids(sums, centroids, spherical=spherical, step=1.0 if finished else LONG_STEP)
     return KMeansResult(
         np.asarray(centroids, np.float32),
         sums.counts,
@@ -145,7 +156,8 @@ def train_lloyd(
 
     `init` "nested" converges on growing parts of a sample first (see `warm_start`), "k-means++" only seeds there,
     "random" takes rows, and an array [n_clusters, d] is a start to polish. `init_size` is the number of sampled rows,
-    0 for the default of 128 a cluster. `spherical` clusters by cosine: rows and centroids are kept at length one.
+    0 for the default of 128 a cluster (65,536 at least). `spherical` clusters by cosine: rows and centroids are kept
+    at length one.
     The result depends on the seed and the order of rows, not on how the stream is cut into batches.
 
     Raises ValueError when there are fewer rows than clusters, or a row is not finite.
@@ -155,12 +167,13 @@ def train_lloyd(
         centroids = init
     else:
         rng = np.random.default_rng(random_state)
-        sample = sample_rows(batches, n_rows=init_size or 128 * n_clusters, rng=rng)
+        sample = sample_rows(batches, n_rows=init_size or max(4 * FIRST_ROWS, 128 * n_clusters), rng=rng)
         centroids = _start(sample, n_clusters=n_clusters, init=init, rng=rng, step=step, report=report)
     centroids = unit_rows(centroids) if spherical else centroids
     return lloyd_passes(
         centroids,
         one_pass=partial(stream_sums, batches=batches, **step),
+        measure=partial(stream_sums, batches=batches, **{**step, "precision": "float32"}),
         max_epochs=max_epochs,
         tol=tol,
         spherical=spherical,
@@ -196,45 +209,38 @@ def train_minibatch(
     random_state: int = 0,
     report: Report = no_report,
 ) -> KMeansResult:
-    """Train scikit-learn's MiniBatchKMeans over a stream: k-means++ on a sample, then at most `max_epochs` passes.
+    """Train scikit-learn's MiniBatchKMeans over a stream: a warm start on a sample, then at most `max_epochs` passes.
 
-    Batches have `batch_size` rows (at least `n_clusters`), however the stream is cut. Training stops when the inertia
-    per row of a pass, as its batches meet it, falls by less than `tol` of itself. Between passes, clusters that got no
-    row are seeded again by squared distance on the sample. `init_size` is the number of sampled rows, 0 for the
-    default of 32 a cluster.
+    Batches have `batch_size` rows, however the stream is cut. Training stops when the inertia per row of a pass, as
+    its batches meet it, falls by less than `tol` of itself. Clusters that got no row in a pass are seeded again by
+    squared distance on the sample. `init_size` is the number of sampled rows, 0 for the default of 32 a cluster (16,384
+    at least).
 
     Raises ValueError when there are fewer rows than clusters, or a row is not finite.
     """
     rng = np.random.default_rng(random_state)
-    sample = sample_rows(batches, n_rows=init_size or 32 * n_clusters, rng=rng)
-    centroids = kmeans_plus_plus(sample, n_clusters=n_clusters, rng=rng)
-    estimator = _minibatch_estimator(centroids, batch_size=batch_size, random_state=random_state)
+    sample = sample_rows(batches, n_rows=init_size or max(FIRST_ROWS, FIRST_ROWS_PER_CLUSTER * n_clusters), rng=rng)
+    centroids = warm_start(sample, n_clusters=n_clusters, rng=rng, report=report, n_threads=n_threads)
+    estimator = _minibatch_estimator(centroids, sample, batch_size=batch_size)
     history: list[float] = []
     converged = False
     while not converged and len(history) < max_epochs:
-        before = np.zeros(n_clusters) if not history else estimator._counts.copy()
-        history.append(_minibatch_pass(estimator, batches, n_rows=max(batch_size, n_clusters)))
-        report(f"mini-batch pass {len(history)}: inertia {history[-1]:.6g} a row")
-        empty = estimator._counts <= before
+        mean_inertia, empty = _minibatch_pass(estimator, batches, n_rows=batch_size)
+        history.append(mean_inertia)
+        report(f"mini-batch pass {len(history)}: inertia {mean_inertia:.6g} a row, empty clusters {empty.sum()}")
         if empty.any():
-            estimator.cluster_centers_[empty] = kmeans_plus_plus(
-                sample, n_clusters=n_clusters, rng=rng, initial=estimator.cluster_centers_[~empty]
-            )[(~empty).sum() :]
-        elif len(history) > 1:
-            converged = history[-2] - history[-1] <= tol * history[-2]
+            kept = np.array(estimator.cluster_centers_[~empty], np.float32)
+            centroids = kmeans_plus_plus(sample, n_clusters=n_clusters, rng=rng, initial=kept)
+            estimator = _minibatch_estimator(centroids, sample, batch_size=batch_size)
+        converged = len(history) > 1 and not empty.any() and history[-2] - history[-1] <= tol * history[-2]
     centroids = np.array(estimator.cluster_centers_, np.float32)
     measured = stream_sums(centroids, batches=batches, n_threads=n_threads)
-    return KMeansResult(
-        centroids,
-        measured.counts,
-        measured.cluster_inertia,
-        len(history),
-        converged,
-        (*(mean * measured.n_rows for mean in history), measured.inertia),
-    )
+    inertias = (*(mean * measured.n_rows for mean in history), measured.inertia)
+    return KMeansResult(centroids, measured.counts, measured.cluster_inertia, len(history), converged, inertias)
 
 
-def _minibatch_estimator(centroids: np.ndarray, *, batch_size: int, random_state: int) -> MiniBatchKMeans:
+def _minibatch_estimator(centroids: np.ndarray, sample: np.ndarray, *, batch_size: int) -> MiniBatchKMeans:
+    """Start an estimator at centroids, with the sample as its first batch, so that they have weight from the start."""
     from sklearn.cluster import MiniBatchKMeans
 
     return MiniBatchKMeans(
@@ -243,27 +249,27 @@ def _minibatch_estimator(centroids: np.ndarray, *, batch_size: int, random_state
         n_init=1,
         batch_size=batch_size,
         reassignment_ratio=0,  # its reassignment picks rows uniformly; ours, between passes, by squared distance
-        random_state=random_state,
-    )
+        random_state=0,  # nothing random is left to it
+    ).partial_fit(sample)
 
 
-def _minibatch_pass(estimator: MiniBatchKMeans, batches: Batches, *, n_rows: int) -> float:
-    """Feed one pass of the stream to the estimator; give the mean inertia per row as the batches met it."""
-    inertia, n_seen = 0.0, 0
+def _minibatch_pass(estimator: MiniBatchKMeans, batches: Batches, *, n_rows: int) -> tuple[float, np.ndarray]:
+    """Feed one pass of the stream to the estimator; give the inertia per row as met, and which clusters got no row."""
+    inertia, counts = 0.0, np.zeros(len(estimator.cluster_centers_), np.int64)
     for batch in fixed_blocks(batches(), n_rows=n_rows):
         estimator.partial_fit(batch)
         inertia += float(estimator.inertia_)
-        n_seen += len(batch)
-    return inertia / n_seen
+        counts += np.bincount(estimator.labels_, minlength=len(counts))
+    return inertia / counts.sum(), counts == 0
 
 
 def as_estimator(centroids: np.ndarray, *, random_state: int = 0) -> KMeans:
     """Wrap centroids [k, d] in a fitted scikit-learn KMeans, whose `predict` gives the labels of `assign`."""
     from sklearn.cluster import KMeans
 
-    estimator = KMeans(len(centroids), init=centroids, n_init=1, max_iter=1, random_state=random_state)
-    estimator.fit(centroids)
-    estimator.cluster_centers_ = np.array(centroids, np.float32)
+    centers = np.array(centroids, np.float32)
+    estimator = KMeans(len(centers), init=centers, n_init=1, max_iter=1, random_state=random_state).fit(centers)
+    estimator.cluster_centers_ = centers
     return estimator
 
 
@@ -287,6 +293,7 @@ def train_cuml(
 
     Raises ImportError where cuML is not installed.
     """
+    import torch
     from cuml.cluster import KMeans
 
     vectors = np.ascontiguousarray(vectors, np.float32)
@@ -304,7 +311,8 @@ def train_cuml(
     n_passes = int(estimator.n_iter_)
     report(f"cuML KMeans: {n_passes} passes")
     centroids = np.asarray(estimator.cluster_centers_, np.float32)
-    measured = partial_sums(vectors, centroids, device="cuda")
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # cuML may stand beside a torch without CUDA
+    measured = partial_sums(vectors, centroids, device=device)
     return KMeansResult(
         centroids, measured.counts, measured.cluster_inertia, n_passes, n_passes < max_iter, (measured.inertia,)
     )

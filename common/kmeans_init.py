@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from common.kmeans_steps import assign, partial_sums, update_centroids
+from common.kmeans_steps import LONG_STEP, TILE_SCORES, ClusterSums, assign, partial_sums, update_centroids
 
 Batches = Callable[[], Iterable[np.ndarray]]  # one call starts one pass: [b, d] float32 blocks in a fixed order
 
 POOL_DISTANCES = 1 << 24  # 64 MB of float32 distances from candidate seeds to sample rows
 POOL_CANDIDATES = 1024
+FIRST_ROWS_PER_CLUSTER = 32  # a warm start seeds on so many rows a cluster, and on FIRST_ROWS at least
+FIRST_ROWS = 16_384
+SETTLED = 2e-3  # Lloyd on a sample stops when a pass lowers inertia by less of itself
+SETTLE_PASSES, RELOCATE_PASSES = 12, 5
+RELOCATED_SHARE = 0.1  # of the clusters, at most, in one round
 
 
 # ---- streams -------------------------------------------------------------------------------------------------------
@@ -152,27 +158,88 @@ def _squared_distances(points: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return np.maximum(distances, 0, out=distances)
 
 
+# ---- warm start ----------------------------------------------------------------------------------------------------
+
+
 def warm_start(
     sample: np.ndarray,
     *,
     n_clusters: int,
     rng: np.random.Generator,
-    report: Callable[[str], None],
+    n_relocations: int = 4,
     spherical: bool = False,
+    report: Callable[[str], None] | None = None,
     **settings: Any,
 ) -> np.ndarray:
-    """Converge on growing prefixes of a sample in random order: [k, d] float32 centroids near a good optimum."""
-    n_rows = min(len(sample), 32 * n_clusters)
-    centroids = kmeans_plus_plus(sample[:n_rows], n_clusters=n_clusters, rng=rng)
+    """Find centroids [k, d] float32 near a good optimum on a sample [n, d] in random order, before any full pass.
+
+    k-means++ and Lloyd on a prefix of 32 rows a cluster; then rounds that merge the cheapest pairs of clusters and
+    seed the freed centroids again by squared distance, each kept if inertia fell (Lloyd alone never moves a centroid
+    from a crowded region to an empty one); then Lloyd on prefixes that double up to the whole sample. `settings` are
+    those of `partial_sums`.
+    """
+    settle = partial(_settle, spherical=spherical, settings=settings)
+    n_rows = min(len(sample), max(FIRST_ROWS, FIRST_ROWS_PER_CLUSTER * n_clusters))
+    rows = sample[:n_rows]
+    centroids, sums = settle(rows, kmeans_plus_plus(rows, n_clusters=n_clusters, rng=rng), n_passes=SETTLE_PASSES)
+    for _ in range(n_relocations if n_clusters > 1 else 0):
+        relocated = _relocate(rows, centroids, sums.counts, rng=rng)
+        moved, moved_sums = settle(rows, relocated, n_passes=RELOCATE_PASSES)
+        if moved_sums.inertia < sums.inertia:
+            centroids, sums = moved, moved_sums
     while True:
-        previous = np.inf
-        for _ in range(20):
-            sums = partial_sums(sample[:n_rows], centroids, spherical=spherical, **settings)
-            centroids = update_centroids(sums, centroids, spherical=spherical)
-            if previous - sums.inertia < 1e-3 * sums.inertia:
-                break
-            previous = sums.inertia
-        report(f"warm start on {n_rows} rows: inertia {sums.inertia / n_rows:.6g} a row")
+        if report:
+            report(f"warm start on {n_rows} rows: inertia {sums.inertia / n_rows:.6g} a row")
         if n_rows == len(sample):
             return centroids
         n_rows = min(len(sample), 2 * n_rows)
+        centroids, sums = settle(sample[:n_rows], centroids, n_passes=SETTLE_PASSES)
+
+
+def _settle(
+    rows: np.ndarray, centroids: np.ndarray, *, n_passes: int, spherical: bool, settings: dict[str, Any]
+) -> tuple[np.ndarray, ClusterSums]:
+    """Run Lloyd in memory until inertia hardly falls; the sums that come back are those of the last step."""
+    previous = np.inf
+    for n_left in range(n_passes, 0, -1):
+        sums = partial_sums(rows, centroids, spherical=spherical, **settings)
+        last = n_left == 1 or previous - sums.inertia < SETTLED * sums.inertia
+        centroids = update_centroids(sums, centroids, spherical=spherical, step=1.0 if last else LONG_STEP)
+        if last:
+            break
+        previous = sums.inertia
+    return centroids, sums
+
+
+def _relocate(rows: np.ndarray, centroids: np.ndarray, counts: np.ndarray, *, rng: np.random.Generator) -> np.ndarray:
+    """Merge the cheapest pairs, no cluster in two of them, and seed the freed centroids again on the rows."""
+    costs, partners = _cheapest_merges(centroids, counts)
+    merged, paired, freed = centroids.astype(np.float64), set[int](), list[int]()
+    for cluster, partner in zip(
+        np.argsort(costs, kind="stable"), partners[np.argsort(costs, kind="stable")], strict=True
+    ):
+        if len(freed) >= max(1, int(RELOCATED_SHARE * len(centroids))):
+            break
+        if paired.isdisjoint((cluster, partner)):
+            weight = counts[cluster] / max(1, counts[cluster] + counts[partner])
+            merged[partner] += weight * (merged[cluster] - merged[partner])
+            paired.update((cluster, partner))
+            freed.append(cluster)
+    kept = np.delete(merged, freed, axis=0).astype(np.float32)
+    return kmeans_plus_plus(rows, n_clusters=len(centroids), rng=rng, initial=kept)
+
+
+def _cheapest_merges(centroids: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cost [k] and partner [k] of each cluster's cheapest merge: n m / (n + m) |a - b|^2 of inertia (Ward 1963)."""
+    n_clusters = len(centroids)
+    costs, partners = np.empty(n_clusters, np.float32), np.empty(n_clusters, np.int64)
+    sizes = counts.astype(np.float32)
+    block = max(1, TILE_SCORES // n_clusters)
+    for start in range(0, n_clusters, block):
+        own = np.arange(start, min(start + block, n_clusters))
+        added = _squared_distances(centroids[own], centroids)
+        added *= sizes[own, None] * sizes / np.maximum(sizes[own, None] + sizes, 1)
+        added[np.arange(len(own)), own] = np.inf
+        partners[own] = added.argmin(axis=1)
+        costs[own] = added.min(axis=1)
+    return costs, partners
