@@ -14,7 +14,10 @@ at the end of the last user message. Same messages, same schema and same setting
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -23,22 +26,51 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel
 
 from common.config import UserError
-from llm_parts.schemas import Choices
-from llm_parts.settings import LlmSettings
-from llm_parts.wires.base import BaseLLMProvider, Message
+from llm_parts.answers import InvalidAnswer, parse_answer
+from llm_parts.cache import AnswerCache, SingleFlight, StoredReply, cache_key
+from llm_parts.framing import asked_again, count_text_tokens, count_tokens
+from llm_parts.ledger import Ledger, PromptLog, cost_of
+from llm_parts.limits import BudgetExhausted
+from llm_parts.schemas import Choices, json_schema
+from llm_parts.sender import Sender, Unanswered, answer_record
+from llm_parts.settings import LlmSettings, Settings
+from llm_parts.wires import PROVIDERS, get_llm_provider
+from llm_parts.wires.base import BaseLLMProvider, Message, Wire, WireCall
+from llm_parts.wires.custom_wire import CustomWire
+
+__all__ = [
+    "PROVIDERS",
+    "Answer",
+    "BaseLLMProvider",
+    "BudgetExhausted",
+    "Failure",
+    "LlmClient",
+    "LlmRequest",
+    "LlmSettings",
+    "Message",
+    "Settings",
+    "StepEstimate",
+    "count_text_tokens",
+    "count_tokens",
+    "get_llm_provider",
+]
+
+log = logging.getLogger(__name__)
 
 AnyAnswer = TypeVar("AnyAnswer", bound=BaseModel)
 
-
-class BudgetExhausted(UserError):
-    """llm.max_calls, llm.max_cost or llm.max_tokens is used up; what was answered is in the cache."""
+_KEPT_CHARS = 2000  # of an answer that was quarantined
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a call was quarantined: its kind, one line that says more, and how often it was tried."""
+    """Why a call was quarantined.
 
-    kind: str  # invalid_json, schema, invented_value, empty, truncated, refusal, too_long, rate_limited, server, …
+    Kinds of answers: invalid_json, schema, invented_value, empty, truncated, refusal, too_long; of the network:
+    rate_limited, server_error, timeout, dropped, bad_reply.
+    """
+
+    kind: str
     message: str
     n_attempts: int
 
@@ -50,7 +82,7 @@ class Answer(Generic[AnyAnswer]):
     value: AnyAnswer | None
     failure: Failure | None
     text: str = ""  # the last reply as it came, cut to 2,000 characters, for the quarantine file
-    cached: bool = False  # True where nothing was sent
+    cached: bool = False  # nothing was sent
 
     @property
     def ok(self) -> bool:
@@ -67,6 +99,8 @@ class LlmRequest(Generic[AnyAnswer]):
     schema_name: str
     step: str
     choices: Choices | None = None  # field name -> permitted values: an enum in the schema, checked in the answer
+    temperature: float | None = None  # None: llm.temperature
+    top_p: float | None = None  # None: llm.top_p
 
 
 @dataclass(frozen=True)
@@ -80,26 +114,36 @@ class StepEstimate:
     cost: float | None
 
 
-def count_tokens(messages: Sequence[Message]) -> int:
-    """Tokens of a prompt, estimated from its UTF-8 bytes (four a token); servers that count are believed instead."""
-    raise NotImplementedError
-
-
 class LlmClient:
     """Asks one model; safe to share between threads. Raises UserError for what the user must mend before going on.
 
     `provider` is an object of one's own; None makes the one that `settings.provider` names, at its first call.
-    `prompts_path` is the JSONL that every prompt and answer is appended to; None logs none.
+    `prompts_path` is the JSONL that every prompt and answer is appended to; None logs none. `default_cache_path` is
+    where answers are kept when `llm.cache_path` names no file; None keeps them in memory.
     """
 
     def __init__(
-        self, settings: LlmSettings, *, provider: BaseLLMProvider | None = None, prompts_path: Path | None = None
+        self,
+        settings: LlmSettings,
+        *,
+        provider: BaseLLMProvider | None = None,
+        prompts_path: Path | None = None,
+        default_cache_path: Path | None = None,
     ) -> None:
-        raise NotImplementedError
+        self.settings = settings
+        self.ledger = Ledger(settings.price)
+        self._provider = provider
+        self._prompts_path = prompts_path
+        self._cache_path = Path(settings.cache_path) if settings.cache_path else default_cache_path
+        self._parts_lock = threading.Lock()
+        self._parts: tuple[Sender, AnswerCache, PromptLog | None] | None = None
+        self._flights = SingleFlight()
+
+    # --- Asking ------------------------------------------------------------------------------------------------------
 
     def preflight(self) -> None:
         """Ask the model once what it accepts (remembered in the cache); raises UserError for no server or a bad key."""
-        raise NotImplementedError
+        self._sender.preflight()
 
     def ask(
         self,
@@ -111,7 +155,16 @@ class LlmClient:
         choices: Choices | None = None,
     ) -> Answer[AnyAnswer]:
         """One question to one answer; raises BudgetExhausted before the call that would pass the budget."""
-        raise NotImplementedError
+        return self.answer(LlmRequest(messages, schema, schema_name, step, choices))
+
+    def answer(self, request: LlmRequest[AnyAnswer]) -> Answer[AnyAnswer]:
+        """The answer to one request: from the cache, else by a call; asked once more where it cannot be used."""
+        answer = self._answer(request, fresh=False)
+        if answer.failure and answer.cached and self.settings.retry_quarantined:
+            answer = self._answer(request, fresh=True)
+        if answer.failure:
+            self.ledger.count_quarantined(request.step)
+        return answer
 
     def ask_many(
         self, requests: Sequence[LlmRequest[Any]], *, on_answer: Callable[[int, Answer[Any]], None] | None = None
@@ -121,21 +174,38 @@ class LlmClient:
         `on_answer` is called in the thread of the caller. Where the budget ends, calls in flight are finished and kept
         in the cache, then BudgetExhausted is raised.
         """
-        raise NotImplementedError
+        answers: dict[int, Answer[Any]] = {}
+        # Twice the threads that may be in flight: while some prepare or wait to retry, others keep the server busy.
+        pool = ThreadPoolExecutor(2 * self.settings.concurrency, thread_name_prefix="llm")
+        try:
+            for index, answer in self._as_they_come(pool, requests):
+                answers[index] = answer
+                if on_answer:
+                    on_answer(index, answer)
+        except BudgetExhausted as exhausted:
+            n_left = len(requests) - len(answers)
+            raise exhausted.with_left(n_left, len(requests)) from None
+        except KeyboardInterrupt:
+            self._sender.stopped.set()
+            log.warning("llm: waiting for the calls in flight; Ctrl-C once more leaves them")
+            raise
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        return [answers[index] for index in range(len(requests))]
 
     def estimate(self, step: str, *, n_calls: int, tokens_in: int, tokens_out: int) -> StepEstimate:
         """What a step will cost by the price table, from its total tokens; nothing is sent, no key is needed."""
-        raise NotImplementedError
+        return StepEstimate(step, n_calls, tokens_in, tokens_out, cost_of(self.settings.price, tokens_in, tokens_out))
 
     def close(self) -> None:
-        """Close connections, cache and log; calls in flight are waited for."""
-        raise NotImplementedError
-
-    @property
-    def ledger(self) -> Any:
-        """`.summary()` gives, JSON-ready: calls, cached, tokens_in, tokens_out, cost (None: price unknown), seconds,
-        failures {attempts: {kind: n}, quarantined: n}, and steps {step: the same}; `quarantined` counts calls."""
-        raise NotImplementedError
+        """Close connections, cache and log."""
+        if self._parts is not None:
+            sender, cache, prompts = self._parts
+            sender.wire.close()
+            cache.close()
+            if prompts is not None:
+                prompts.close()
+            self._parts = None
 
     def __enter__(self) -> LlmClient:
         return self
@@ -145,11 +215,99 @@ class LlmClient:
     ) -> None:
         self.close()
 
+    # --- One request -------------------------------------------------------------------------------------------------
 
-# name -> factory(settings); add one's own: PROVIDERS["mine"] = lambda settings: MyProvider(...)
-PROVIDERS: dict[str, Callable[[LlmSettings], BaseLLMProvider]] = {}
+    def _answer(self, request: LlmRequest[AnyAnswer], *, fresh: bool) -> Answer[AnyAnswer]:
+        call = self._call(request)
+        all_cached, failure, text = True, None, ""
+        for n_attempts in (1, 2):
+            try:
+                stored, cached = self._fetch(call, request, fresh=fresh)
+            except Unanswered as problem:
+                return Answer(None, Failure(problem.kind, problem.message, problem.n_attempts), text)
+            all_cached &= cached
+            text = stored.reply.text[:_KEPT_CHARS]
+            try:
+                value = parse_answer(
+                    stored.reply,
+                    schema=request.schema,
+                    choices=request.choices,
+                    max_chars=self.settings.max_answer_chars,
+                )
+            except InvalidAnswer as invalid:
+                self.ledger.count_failure(request.step, invalid.kind)
+                failure = Failure(invalid.kind, invalid.message, n_attempts)
+                call = asked_again(call, text=stored.reply.text, invalid=invalid)
+                continue
+            return Answer(value, None, text, all_cached)
+        return Answer(None, failure, text, all_cached)
 
+    def _call(self, request: LlmRequest[Any]) -> WireCall:
+        settings = self.settings
+        return WireCall(
+            messages=request.messages,
+            schema=json_schema(request.schema, schema_name=request.schema_name, choices=request.choices),
+            schema_name=request.schema_name,
+            temperature=settings.temperature if request.temperature is None else request.temperature,
+            top_p=settings.top_p if request.top_p is None else request.top_p,
+            max_tokens=settings.max_answer_tokens,
+        )
 
-def get_llm_provider(name: str | None = None, settings: Any = None) -> BaseLLMProvider:
-    """The provider of that name (default: that of the settings); `settings` is LlmSettings or Settings or None."""
-    raise NotImplementedError
+    def _fetch(self, call: WireCall, request: LlmRequest[Any], *, fresh: bool) -> tuple[StoredReply, bool]:
+        """A reply and whether it was in the cache; a new one is in the cache before it is returned."""
+        sender, cache, prompts = self._opened()
+        key = cache_key(call, provider=sender.wire.name, model=sender.wire.model, seed=self.settings.seed)
+        with self._flights.hold(key):
+            stored = None if fresh else cache.get(key)
+            if stored is None:
+                stored = sender.send(call, step=request.step)
+                cache.put(key, stored, step=request.step)
+                return stored, False
+        self.ledger.count_cached(request.step, tokens_in=stored.tokens_in, tokens_out=stored.tokens_out)
+        if prompts is not None:
+            record: dict[str, Any] = {"step": request.step, "schema": request.schema_name, "provider": sender.wire.name}
+            record |= {"model": sender.wire.model, "messages": call.messages, "latency_s": 0.0, "cached": True}
+            prompts.write(record | answer_record(stored, self.ledger))
+        return stored, True
+
+    def _as_they_come(self, pool: ThreadPoolExecutor, requests: Sequence[LlmRequest[Any]]) -> Any:
+        """Pairs of index and answer; no more requests are handed out than threads are free, so that a stop is quick."""
+        window = 2 * self.settings.concurrency
+        running: dict[Future[Answer[Any]], int] = {}
+        todo = iter(enumerate(requests))
+        problem: BaseException | None = None
+        while True:
+            while problem is None and len(running) < window and (item := next(todo, None)) is not None:
+                running[pool.submit(self.answer, item[1])] = item[0]
+            if not running:
+                break
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                index = running.pop(future)
+                # The first problem ends the handing out; what is in flight by then is still taken in.
+                if (raised := future.exception()) is None:
+                    yield index, future.result()
+                elif problem is None or isinstance(raised, UserError) > isinstance(problem, UserError):
+                    problem = raised
+        if problem is not None:
+            raise problem
+
+    # --- Parts, made at the first call -------------------------------------------------------------------------------
+
+    @property
+    def _sender(self) -> Sender:
+        return self._opened()[0]
+
+    def _opened(self) -> tuple[Sender, AnswerCache, PromptLog | None]:
+        with self._parts_lock:
+            if self._parts is None:
+                wire = self._wire()
+                cache = AnswerCache(self._cache_path)
+                sender = Sender(wire, self.settings, cache=cache, ledger=self.ledger)
+                prompts = PromptLog(self._prompts_path, mask=sender.mask) if self._prompts_path else None
+                sender.prompts = prompts
+                self._parts = (sender, cache, prompts)
+            return self._parts
+
+    def _wire(self) -> Wire:
+        provider = self._provider or get_llm_provider(self.settings.provider, self.settings)
+        return provider if isinstance(provider, Wire) else CustomWire(self.settings, provider)
