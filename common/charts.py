@@ -102,7 +102,9 @@ def bars_html(names: Sequence[str], values: Sequence[float], *, as_percent: bool
     for name, value in zip(names, values, strict=True):
         width = round(100 * max(0.0, value) / (1.0 if as_percent and longest <= 1 else longest), 2)
         bar = f'<svg aria-hidden="true"><rect class="track"/><rect class="ink-0" width="{width}%"/></svg>'
-        lines.append(f'<dt dir="auto">{escape(name)}</dt><dd>{bar}<span>{write(value)}</span></dd>')
+        lines.append(
+            f'<dt dir="auto" title="{escape(name)}">{escape(name)}</dt><dd>{bar}<span>{write(value)}</span></dd>'
+        )
     return f'<dl class="bars">{"".join(lines)}</dl>'
 
 

@@ -126,8 +126,9 @@ def _new_figure(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, dpi=130, layout="constrained", facecolor="white")
+    figure = Figure(figsize=size, dpi=130, facecolor="white")
     FigureCanvasAgg(figure)
+    figure.set_layout_engine("constrained", w_pad=0.18, h_pad=0.18)  # inches
     axes = figure.add_subplot()
     axes.set_title(_plain(title), loc="left", fontsize=14, fontweight="bold", color=TEXT, pad=12)
     axes.set_xlabel(_plain(x_label), color=QUIET)

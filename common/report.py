@@ -319,9 +319,8 @@ def _scatter_data(
     if any(given is not None and len(given) != len(places) for given in (labels, hover_texts)):
         raise ValueError("labels and hover_texts need one entry per point")
     kept = np.flatnonzero(np.isfinite(places).all(axis=1)).tolist()
-    remarks = (
-        [f"{len(places) - len(kept):,} points without coordinates are left out."] if len(kept) < len(places) else []
-    )
+    n_lost = len(places) - len(kept)
+    remarks = [f"Without coordinates and left out: {n_lost:,}."] if n_lost else []
     if len(kept) > max_points:
         remarks.append(f"{max_points:,} of {len(kept):,} points are drawn.")
         kept = [kept[i] for i in np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]

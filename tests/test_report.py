@@ -150,7 +150,7 @@ def test_points_without_coordinates_and_beyond_the_limit_are_named():
     points[3] = np.nan
     report.add_scatter("M", points, max_points=10)
     page = report.to_html()
-    assert "1 points without coordinates are left out." in page and "10 of 19 points are drawn." in page
+    assert "Without coordinates and left out: 1." in page and "10 of 19 points are drawn." in page
 
 
 def test_equal_input_gives_equal_bytes_and_the_write_is_atomic(tmp_path, monkeypatch):

@@ -30,6 +30,9 @@ function formatNumber(value, digits) {
 
 const formatPercent = (value, digits) => (value === null ? dash : formatNumber(100 * value, digits ?? 1) + "%");
 
+/** The largest of numbers that are at least 0; Math.max(...) fails beyond some 100,000 of them. */
+const largest = (numbers) => numbers.reduce((most, number) => Math.max(most, number), 0);
+
 const readData = (id) => JSON.parse(document.getElementById(id).textContent);
 
 // --- tooltip -------------------------------------------------------------------------------------------------------

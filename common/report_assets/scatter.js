@@ -9,8 +9,8 @@ class ScatterMap {
   constructor(root) {
     Object.assign(this, readData(root.dataset.scatter));
     this.n = this.x.length;
-    this.width = Math.max(1, ...this.x);
-    this.height = Math.max(1, ...this.y);
+    this.width = largest(this.x) || 1;
+    this.height = largest(this.y) || 1;
     this.zoom = 1;
     this.centre = [this.width / 2, this.height / 2];
     this.chosen = null; // label that is highlighted

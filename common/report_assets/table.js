@@ -17,7 +17,7 @@ class DataTable {
     this.page = 0;
     this.words = [];
     for (const [index, column] of this.columns.entries()) {
-      if (column.kind === "bar") column.max = Math.max(0, ...this.rows.map((row) => row.cells[index] ?? 0));
+      if (column.kind === "bar") column.max = largest(this.rows.map((row) => row.cells[index] ?? 0));
     }
     this.buildFrame(root);
     this.refresh();
