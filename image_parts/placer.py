@@ -1,0 +1,215 @@
+"""Forward: the actions of a plan, batch by batch, so that a kill at any point leaves every file whole.
+
+The intents of a batch are on the disk before its first file is touched. Then the files are placed and their folders
+flushed, only then the sources of copies across file systems are removed, and at last all are marked done. What a kill
+left is told from the disk: a target that exists is whole, because it got its name in one step.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from common.cli import Progress
+from common.commit import make_folder, sync_folder
+from common.config import UserError
+from image_parts import moves
+from image_parts.journal import Journal
+from image_parts.moves import SourceChanged
+from image_parts.plan import Action, Plan
+
+log = logging.getLogger(__name__)
+
+N_THREADS = 8
+BATCH_SIZE = 64  # actions between two flushes: at most about these are looked at again after a kill
+
+
+class _TargetTakenError(Exception):
+    """A target that is not ours has appeared since the check."""
+
+
+class Placer:
+    """Does the actions of one plan."""
+
+    def __init__(self, plan: Plan, output_dir: Path, journal: Journal) -> None:
+        self.plan = plan
+        self.output_dir = output_dir
+        self.journal = journal
+
+    def place_all(self, *, progress: bool) -> int:
+        """Do what is not done yet; returns the number of files placed."""
+        settled = {number for number, event in self.journal.state.actions.items() if event in ("done", "skipped")}
+        n_placed = 0
+        with Progress(
+            len(self.plan.actions), label="files", unit="files", enabled=progress, done=len(settled)
+        ) as shown:
+            for batch in _batches(action for action in self.plan.actions if action.number not in settled):
+                n_placed += self._place_batch(batch)
+                shown.update(len(batch))
+        return n_placed
+
+    def _place_batch(self, batch: list[Action]) -> int:
+        began = {action.number for action in batch if self.journal.state.actions.get(action.number) == "intent"}
+        placed = {number for number in began if os.path.lexists(self._target(self.plan.actions[number]))}
+        ready = self._skip_changed_groups(batch, placed)
+        self._make_folders(ready)
+        self.journal.add_actions("intent", [action.number for action in ready if action.number not in began])
+        copied = self._place_together(ready, placed)
+        sync_folders(self._target(action).parent for action in ready)
+        for action in copied:
+            self._remove_moved_source(action)
+        sync_folders(Path(action.source).parent for action in ready if action.kind == "move")
+        self.journal.add_actions("done", [action.number for action in ready])
+        return len(ready)
+
+    def _skip_changed_groups(self, batch: list[Action], placed: set[int]) -> list[Action]:
+        """Leave out every image and label of which one is not what was planned; both stay where they are."""
+        problems = {
+            action.group: f"{action.source} {problem}"
+            for action in batch
+            if action.number not in placed and (problem := what_changed(action))
+        }
+        for action in batch:
+            if action.group in problems and action.number not in placed:
+                log.warning("left where it is: %s, because %s", action.source, problems[action.group])
+                self.journal.add_actions("skipped", [action.number], reason=problems[action.group])
+        return [action for action in batch if action.group not in problems or action.number in placed]
+
+    def _make_folders(self, batch: list[Action]) -> None:
+        for folder in sorted({self._target(action).parent for action in batch}):
+            missing = list(itertools.takewhile(lambda path: not path.exists(), (folder, *folder.parents)))
+            for path in reversed(missing):
+                self.journal.add("folder", path=os.fspath(path.relative_to(self.output_dir)))
+                make_folder(path)
+                sync_folder(path.parent)
+
+    def _place_together(self, ready: list[Action], placed: set[int]) -> list[Action]:
+        """Make the targets of a batch; returns the moves whose source still has to be removed.
+
+        Threads, because a disk flushes many files at once in about the time of one.
+        """
+        with ThreadPoolExecutor(N_THREADS) as pool:
+            tasks = [pool.submit(self._place, action, is_placed=action.number in placed) for action in ready]
+        try:
+            return [action for action, task in zip(ready, tasks, strict=True) if task.result()]
+        except _TargetTakenError as problem:
+            self.journal.add_actions("blocked", [a.number for a, task in zip(ready, tasks, strict=True) if _took(task)])
+            raise UserError(
+                f"{problem} appeared since the plan was made and is not overwritten; move it away and finish with "
+                f"--resume, or put all back with --undo"
+            ) from None
+
+    def _place(self, action: Action, *, is_placed: bool) -> bool:
+        """Make the target; returns whether the source of a move still has to be removed."""
+        target = self._target(action)
+        part_path = target.with_name(part_name(self.plan, action))
+        if is_placed:  # a kill came after the target had its name
+            if not is_ours(action, target):
+                raise _TargetTakenError(target)
+            return action.kind == "move" and os.path.lexists(action.source)
+        try:
+            if action.kind == "move":
+                return move(action.source, target, part_path=part_path, sha256=action.sha256)
+            self._make(action, target, part_path)
+        except FileExistsError:
+            raise _TargetTakenError(target) from None
+        except SourceChanged as problem:  # between the look at it and the copy
+            raise UserError(f"{action.source} {problem}; finish with --resume, which leaves it out") from None
+        return False
+
+    def _make(self, action: Action, target: Path, part_path: Path) -> None:
+        if action.kind == "copy":
+            moves.copy_verified(action.source, target, part_path=part_path, sha256=action.sha256)
+        elif action.kind == "hardlink":
+            os.link(action.source, target, follow_symlinks=False)
+        elif action.kind == "symlink":
+            target.symlink_to(action.source)
+        else:
+            moves.write_exclusive(action.content.encode(), target, part_path=part_path)
+
+    def _remove_moved_source(self, action: Action) -> None:
+        """Remove a source whose target is proven, unless somebody changed it or put another file there meanwhile."""
+        problem = what_changed(action)
+        if problem:
+            log.warning("%s %s and was moved as it was then; what is there now stays", action.source, problem)
+        else:
+            Path(action.source).unlink()
+
+    def _target(self, action: Action) -> Path:
+        return self.output_dir / action.target
+
+
+def part_name(plan: Plan, action: Action) -> str:
+    """The temporary name of an unfinished copy; the same again after a kill, so that it is found and removed."""
+    return f".{plan.digest[:8]}-{action.number}.part"
+
+
+def what_changed(action: Action) -> str:
+    """Say how the source of an action differs from what was planned; an empty text where it does not."""
+    if action.kind == "write":
+        return ""
+    try:
+        state = Path(action.source).stat(follow_symlinks=action.kind in ("copy", "symlink"))
+        if not stat.S_ISREG(state.st_mode):
+            return "is not a regular file any more"
+        same = (state.st_size, state.st_mtime_ns) == (action.n_bytes, action.modified_ns)
+        return "" if same or moves.hash_file(action.source) == action.sha256 else "changed since it was planned"
+    except (FileNotFoundError, NotADirectoryError):
+        return "is gone since it was planned"
+    except SourceChanged as problem:
+        return str(problem)
+
+
+def is_ours(action: Action, target: Path) -> bool:
+    """Whether an existing target is what this action makes."""
+    if action.kind == "symlink":
+        return target.is_symlink() and os.fspath(target.readlink()) == action.source
+    if action.kind == "hardlink":
+        return os.path.lexists(action.source) and moves.is_same_file(action.source, target)
+    return is_regular(target) and moves.hash_file(target) == action.sha256
+
+
+def move(source: str | Path, target: str | Path, *, part_path: Path, sha256: str | None = None) -> bool:
+    """Rename, or copy across file systems; returns whether the source still has to be removed."""
+    moves.remove_part(part_path)  # of a copy that a kill cut short
+    try:
+        moves.rename_exclusive(source, target)
+    except OSError as problem:
+        if problem.errno != errno.EXDEV:
+            raise
+        moves.copy_verified(source, target, part_path=part_path, sha256=sha256)
+        return True
+    return False
+
+
+def is_regular(path: str | Path) -> bool:
+    """Whether a path is a file itself: no link, no folder, no pipe."""
+    return os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode)
+
+
+def sync_folders(folders: Iterable[Path]) -> None:
+    """Flush the entries of several folders, each once."""
+    for folder in sorted(set(folders)):
+        sync_folder(folder)
+
+
+def _took(task: Future[bool]) -> bool:
+    return isinstance(task.exception(), _TargetTakenError)
+
+
+def _batches(actions: Iterable[Action]) -> Iterator[list[Action]]:
+    """Cut into batches; an image and its label are never parted."""
+    batch: list[Action] = []
+    for _, group in itertools.groupby(actions, key=lambda action: action.group):
+        batch += group
+        if len(batch) >= BATCH_SIZE:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

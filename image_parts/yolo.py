@@ -1,0 +1,190 @@
+"""YOLO labels: where the label of an image lies, which labels belong to no image, and the names of the classes.
+
+The label of `…/img/a.jpg` is `…/lab/a.txt`: the LAST folder of the path that is called `img` is replaced, so that an
+`img` further up does no harm. Where that file does not exist, the label is looked for beside the image.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import yaml
+
+from common.config import UserError
+from image_parts.settings import AnnotationSettings
+
+CLASS_LIST_NAME = "classes.txt"
+DATA_YAML_NAME = "data.yaml"
+CARRIED_NAMES = (CLASS_LIST_NAME, DATA_YAML_NAME)
+# Folders of the Ultralytics layout, which it finds labels by.
+ULTRALYTICS_SUBDIRS = ("images", "labels")
+
+LabelState = Literal["found", "empty", "missing", "unusable"]
+
+
+@dataclass(frozen=True)
+class Label:
+    """The label file of one image."""
+
+    path: Path | None  # None where there is none
+    state: LabelState  # empty: an image without objects; unusable: a broken link, a folder, a pipe
+
+
+@dataclass(frozen=True)
+class LabelCounts:
+    """What was found beside the images; the first four add up to the number of images."""
+
+    found: int = 0
+    empty: int = 0  # there, but without a box: an image of the background
+    missing: int = 0
+    unusable: int = 0
+    orphan: int = 0  # label files that no image belongs to; they stay where they are
+    shared: int = 0  # images whose label other images have too (a.jpg and a.png): each gets a copy, it stays
+    linked: int = 0  # labels that are symbolic links: their content is copied, the links stay
+
+
+def find_label(image_path: Path, *, annotations: AnnotationSettings) -> Label:
+    """Find the label of one image; an image without a label is no error."""
+    for candidate in _label_candidates(image_path, annotations):
+        if os.path.lexists(candidate):
+            return Label(candidate, _label_state(candidate))
+    return Label(None, "missing")
+
+
+def find_orphans(
+    image_paths: Iterable[Path], labels: Iterable[Label], *, annotations: AnnotationSettings
+) -> list[Path]:
+    """List the label files that belong to none of the images, sorted.
+
+    Searched are the label folders that mirror the image folders, with all below them, and folders in which labels lie
+    beside their images.
+    """
+    image_paths = list(image_paths)
+    known = {candidate for path in image_paths for candidate in _label_candidates(path, annotations)}
+    folders = {candidate.parent for candidate in known if _is_below_label_folder(candidate, annotations)}
+    folders |= {label.path.parent for label in labels if label.path is not None}
+    below = {path for folder in folders for path in _walk_files(_label_root(folder, annotations))}
+    return sorted(
+        path
+        for path in below
+        if path.suffix == annotations.label_extension and path not in known and path.name not in CARRIED_NAMES
+    )
+
+
+def find_carried(image_paths: Sequence[Path], *, input_dir: Path, annotations: AnnotationSettings) -> dict[str, Path]:
+    """Find `classes.txt` and `data.yaml` of the data set: in the label and image folders and those above them.
+
+    Raises UserError where two of the same name list other classes: the numbers in the labels would mean different
+    things.
+    """
+    found: dict[str, Path] = {}
+    for folder in sorted(_data_set_folders(image_paths, input_dir, annotations)):
+        for name in CARRIED_NAMES:
+            path = folder / name
+            if not path.is_file():
+                continue
+            if name in found and read_class_names({name: found[name]}) != read_class_names({name: path}):
+                raise UserError(
+                    f"{found[name]} and {path} list different classes, so that the numbers in their labels mean "
+                    f"different things; sort the two data sets one after the other, or make the files equal"
+                )
+            found.setdefault(name, path)
+    return found
+
+
+def read_class_names(carried: dict[str, Path]) -> list[str]:
+    """Read the class names by number, from `data.yaml` or else `classes.txt`; empty where there is neither."""
+    if DATA_YAML_NAME in carried:
+        path = carried[DATA_YAML_NAME]
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as problem:
+            raise UserError(f"{path} is not valid YAML ({' '.join(str(problem).split())}); mend or remove it") from None
+        names = values.get("names", []) if isinstance(values, dict) else []
+        if names:
+            return [str(names[key]) for key in sorted(names)] if isinstance(names, dict) else [str(x) for x in names]
+    if CLASS_LIST_NAME in carried:
+        lines = carried[CLASS_LIST_NAME].read_text(encoding="utf-8", errors="replace").splitlines()
+        return [line.strip() for line in lines if line.strip()]
+    return []
+
+
+def write_data_yaml(class_names: Sequence[str]) -> bytes:
+    """Return the `data.yaml` of the Ultralytics layout; all images train and validate, for want of a split."""
+    values = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(class_names))}
+    head = "# path: `.` is this folder for some versions of Ultralytics; others want its absolute path here.\n"
+    return (head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode()
+
+
+def _label_candidates(image_path: Path, annotations: AnnotationSettings) -> Iterator[Path]:
+    name = image_path.stem + annotations.label_extension
+    pairs = [(annotations.image_subdir, annotations.label_subdir)]
+    if annotations.layout == "ultralytics":
+        pairs.append(ULTRALYTICS_SUBDIRS)
+    for image_subdir, label_subdir in pairs:
+        folder = _replace_last(image_path.parent, image_subdir, label_subdir)
+        if folder is not None:
+            yield folder / name
+    yield image_path.parent / name
+
+
+def _replace_last(folder: Path, old: str, new: str) -> Path | None:
+    """Replace the last part of a path that is called `old`; None where no part is."""
+    parts = list(folder.parts)
+    if old not in parts:
+        return None
+    last = len(parts) - 1 - parts[::-1].index(old)
+    return Path(*parts[:last], new, *parts[last + 1 :])
+
+
+def _label_state(path: Path) -> LabelState:
+    try:
+        state = path.stat()
+    except OSError:  # a broken link, or a circle of links
+        return "unusable"
+    if not stat.S_ISREG(state.st_mode):
+        return "unusable"
+    is_empty = state.st_size == 0 or (state.st_size < 1024 and not path.read_bytes().strip())
+    return "empty" if is_empty else "found"
+
+
+def _is_below_label_folder(path: Path, annotations: AnnotationSettings) -> bool:
+    return _label_root(path.parent, annotations) != path.parent or path.parent.name in _label_subdirs(annotations)
+
+
+def _label_root(folder: Path, annotations: AnnotationSettings) -> Path:
+    """The last folder of the path that is called like the label folder, or the folder itself."""
+    names = _label_subdirs(annotations)
+    for ancestor in (folder, *folder.parents):
+        if ancestor.name in names:
+            return ancestor
+    return folder
+
+
+def _label_subdirs(annotations: AnnotationSettings) -> tuple[str, ...]:
+    preset = ULTRALYTICS_SUBDIRS[1:] if annotations.layout == "ultralytics" else ()
+    return (annotations.label_subdir, *preset)
+
+
+def _walk_files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            yield Path(parent, name)
+
+
+def _data_set_folders(image_paths: Sequence[Path], input_dir: Path, annotations: AnnotationSettings) -> set[Path]:
+    """The folders of images and labels and all above them, up to the one that holds both."""
+    folders = {input_dir}
+    for image_folder in {path.parent for path in image_paths}:
+        for candidate in _label_candidates(image_folder / "any", annotations):
+            folder = candidate.parent
+            if not folder.is_dir():
+                continue
+            top = os.path.commonpath([folder, image_folder, input_dir])
+            folders |= {ancestor for ancestor in (folder, *folder.parents) if ancestor.is_relative_to(top)}
+    return folders
