@@ -38,7 +38,7 @@ class Clusterer:
     """Assigns requests to the clusters of a registry and adds the clusters they need.
 
     `process` takes one batch after the other, `finish` comes back to what is left. `previous` maps request ids to the
-    clusters that an earlier result gave them: these stay without a question.
+    clusters that an earlier result gave them: these stay without a question, and count anew only with `count_kept`.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Clusterer:
         judge: Judge | None = None,
         proposer: Proposer | None = None,
         previous: Mapping[str, str | None] | None = None,
+        count_kept: bool = False,
     ) -> None:
         self.registry = registry
         self.batch_id = batch_id
@@ -79,6 +80,7 @@ class Clusterer:
             similarity=options.merge_similarity,
         )
         self._previous = previous or {}
+        self._count_kept = count_kept
         self._fresh: list[str] = []  # ids of the clusters made by this run, in the order of their making
         self._waiting: list[Request] = []  # the rare-case buffer
         self._numbers: dict[int, int] = {}  # position -> number of its batch
@@ -264,6 +266,8 @@ class Clusterer:
             return False
         reason = "kept" if after == before else f"cluster {before} was merged into {after}"
         self._assign(request, after, "kept", None, reason)
+        if self._count_kept:
+            self.registry.add_requests(after, n=1, samples=[request.text], batch_id=self.batch_id)
         return True
 
     # --- what is left ------------------------------------------------------------------------------------------------

@@ -77,23 +77,23 @@ class Merger:
             decisions[records[row].cluster_id] = MergeDecision(same, None if same else wider)
         return decisions
 
-    def ask(self, pairs: Sequence[tuple[ClusterRecord, ClusterRecord]]) -> list[str]:
+    def ask(self, pairs: Sequence[tuple[ClusterRecord, ClusterRecord]], *, step: str = "merge") -> list[str]:
         """same, part_of or different for each pair; a call that was quarantined leaves its pair different."""
-        words = self._ask_once(pairs)
+        words = self._ask_once(pairs, step)
         agreed = [row for row, word in enumerate(words) if word == "same"]
-        again = self._ask_once([(pairs[row][1], pairs[row][0]) for row in agreed])
+        again = self._ask_once([(pairs[row][1], pairs[row][0]) for row in agreed], step)
         for row, word in zip(agreed, again, strict=True):
             words[row] = word if word == "same" else "different"
         return words
 
-    def _ask_once(self, pairs: Sequence[tuple[ClusterRecord, ClusterRecord]]) -> list[str]:
-        answers = self._client.ask_many([self._question(first, second) for first, second in pairs])
+    def _ask_once(self, pairs: Sequence[tuple[ClusterRecord, ClusterRecord]], step: str) -> list[str]:
+        answers = self._client.ask_many([self._question(first, second, step) for first, second in pairs])
         return [answer.value.decision if answer.value is not None else "different" for answer in answers]
 
-    def _question(self, first: ClusterRecord, second: ClusterRecord) -> LlmRequest[MergeAnswer]:
+    def _question(self, first: ClusterRecord, second: ClusterRecord, step: str) -> LlmRequest[MergeAnswer]:
         prompt = self.build_prompt([_card(first), _card(second)])
         return LlmRequest(
-            build_messages(self.instructions, prompt, context=self._context), MergeAnswer, "merge", step="merge"
+            build_messages(self.instructions, prompt, context=self._context), MergeAnswer, "merge", step=step
         )
 
     def _candidate_pairs(self, records: Sequence[ClusterRecord], *, n_known: int) -> list[_Pair]:
