@@ -12,12 +12,14 @@ from typing import Literal
 
 import numpy as np
 
-from common.grouping import CHUNK_ROWS, cluster_codes, cluster_sums, unit_rows
+from common.grouping import CHUNK_ROWS, cluster_codes, cluster_sums
 
 Metric = Literal["cosine", "euclidean", "sqeuclidean"]
 
 # Elements of one block of distances, float64: 4 MB stay in the cache of a core.
 _BLOCK_ELEMENTS = 1 << 19
+# Mean distances below this share of the scale are rounding of float64, not distance.
+_ROUNDING = 1e-12
 
 
 def silhouette_samples(vectors: np.ndarray, labels: np.ndarray, *, metric: Metric = "cosine") -> np.ndarray:
@@ -27,18 +29,15 @@ def silhouette_samples(vectors: np.ndarray, labels: np.ndarray, *, metric: Metri
     row x to a cluster C is 1 - x . sum(C) / |C|. Euclidean distances are computed in blocks, O(n^2 d) time.
     Rows alone in their cluster have silhouette 0. Source: P. Rousseeuw, Silhouettes, J. Comp. Appl. Math. 20 (1987).
     """
+    if metric not in _BY_METRIC:
+        raise ValueError(f'metric "{metric}" is not one of {", ".join(_BY_METRIC)}')
     ids, codes = cluster_codes(vectors, labels)
     result = np.full(len(codes), np.nan)
     if len(ids) < 2:
         return result
     inside = np.flatnonzero(codes >= 0)
     rows, own = vectors[inside] if len(inside) < len(codes) else vectors, codes[inside]
-    if metric == "euclidean":
-        result[inside] = _euclidean_silhouette(rows, own)
-    elif metric in ("cosine", "sqeuclidean"):
-        result[inside] = _silhouette_from_sums(rows, own, metric)
-    else:
-        raise ValueError(f'metric "{metric}" is not one of cosine, euclidean, sqeuclidean')
+    result[inside] = _BY_METRIC[metric](rows, own)
     return result
 
 
@@ -65,34 +64,35 @@ def silhouette_score(
     return float(clustered.mean()) if len(clustered) else math.nan
 
 
-def _silhouette_from_sums(vectors: np.ndarray, own: np.ndarray, metric: Metric) -> np.ndarray:
+def _cosine_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
     counts = np.bincount(own)
-    center = np.zeros(vectors.shape[1]) if metric == "cosine" else vectors.mean(axis=0, dtype=np.float64)
+    norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
+    sums = cluster_sums(vectors, own, len(counts), weights=inverse)  # of the rows at unit length
+    result = np.empty(len(own))
+    for start in range(0, len(own), CHUNK_ROWS):
+        chunk = slice(start, start + CHUNK_ROWS)
+        totals = counts - (vectors[chunk].astype(np.float64) @ sums.T) * inverse[chunk, None]  # [c, k]
+        # The distance of a row to itself is 0 by definition, also for a zero row, whose formula gives 1.
+        totals[np.arange(len(totals)), own[chunk]] -= inverse[chunk] == 0
+        totals[totals < _ROUNDING * counts] = 0.0
+        result[chunk] = _silhouettes(totals, own[chunk], counts)
+    return result
+
+
+def _sqeuclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
+    counts = np.bincount(own)
+    center = vectors.mean(axis=0, dtype=np.float64)  # smaller norms, less cancellation
     chunks = [slice(start, start + CHUNK_ROWS) for start in range(0, len(own), CHUNK_ROWS)]
-    sums, squares = np.zeros((len(counts), vectors.shape[1])), np.zeros(len(counts))
-
-    def prepare(chunk: slice) -> np.ndarray:
-        rows = vectors[chunk].astype(np.float64)
-        return unit_rows(rows) if metric == "cosine" else rows - center
-
-    for chunk in chunks:
-        rows = prepare(chunk)
-        sums += cluster_sums(rows, own[chunk], len(counts))
-        squares += np.bincount(own[chunk], np.einsum("nd,nd->n", rows, rows), len(counts))
+    norms = np.concatenate([np.sum((vectors[chunk] - center) ** 2, axis=1) for chunk in chunks])
+    sums = cluster_sums(vectors, own, len(counts)) - counts[:, None] * center
+    squares = np.bincount(own, weights=norms)
     result = np.empty(len(own))
     for chunk in chunks:
-        rows, mine = prepare(chunk), own[chunk]
-        norms, dots = np.einsum("nd,nd->n", rows, rows), rows @ sums.T  # [c], [c, k]
-        if metric == "cosine":
-            totals = counts - dots
-            # The distance of a row to itself is 0 by definition, also for a zero vector, whose formula gives 1.
-            totals[np.arange(len(mine)), mine] -= 1.0 - norms
-            scale = 1.0
-        else:
-            totals = norms[:, None] * counts + squares - 2.0 * dots
-            scale = float(squares.sum()) / len(own)
-        totals[totals < 1e-12 * scale * counts] = 0.0  # rounding, not distance
-        result[chunk] = _silhouettes(totals, mine, counts)
+        dots = (vectors[chunk] - center) @ sums.T  # [c, k]
+        totals = norms[chunk, None] * counts + squares - 2.0 * dots
+        totals[totals < _ROUNDING * norms.mean() * counts] = 0.0
+        result[chunk] = _silhouettes(totals, own[chunk], counts)
     return result
 
 
@@ -131,3 +131,10 @@ def _silhouettes(totals: np.ndarray, own: np.ndarray, counts: np.ndarray) -> np.
     scores = np.divide(nearest - within, largest, out=np.zeros(len(own)), where=largest > 0)
     scores[counts[own] == 1] = 0.0
     return scores
+
+
+_BY_METRIC = {
+    "cosine": _cosine_silhouette,
+    "euclidean": _euclidean_silhouette,
+    "sqeuclidean": _sqeuclidean_silhouette,
+}
