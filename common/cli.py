@@ -11,10 +11,8 @@ import errno
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from common.config import (
@@ -25,8 +23,7 @@ from common.config import (
     load_settings,
     settings_to_yaml,
 )
-
-log = logging.getLogger(__name__)
+from common.progress import Progress, Stopwatch
 
 Result = str | Path | dict[str, Any]
 
@@ -71,7 +68,7 @@ def main(
         settings = load_settings(
             given.pop("config"), settings_class, section=section, overrides=overrides, known_sections=known_sections
         )
-        _set_up_logging(getattr(settings, "log_level", "info"))
+        _set_up_logging(getattr(settings, "log_level", "info"), script=run.__module__)
         if only_print:
             print(settings_to_yaml(settings, section=section), end="")
         elif only_check:
@@ -116,77 +113,14 @@ def _fail(message: str, exit_code: int) -> int:
     return exit_code
 
 
-def _set_up_logging(level: str) -> None:
+def _set_up_logging(level: str, *, script: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", datefmt="%H:%M:%S"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     # Ours at the level asked for; libraries stay at warnings, their chatter helps nobody at night.
-    for name in ("common", "image_parts", "llm_parts", "metric_parts", "__main__"):
+    for name in ("common", "image_parts", "llm_parts", "metric_parts", script):
         logging.getLogger(name).setLevel(level.upper())
     logging.captureWarnings(True)
-
-
-class Progress:
-    """Progress of a known number of units: a tqdm bar on a terminal, a log line now and then elsewhere.
-
-    with Progress(n_rows, label="embed", unit="rows", enabled=settings.progress) as progress:
-        progress.update(64)
-    """
-
-    _SECONDS_BETWEEN_LINES = 30.0
-
-    def __init__(self, total: int, *, label: str, unit: str = "rows", enabled: bool = True, done: int = 0) -> None:
-        self.total, self.label, self.unit, self.done = total, label, unit, done
-        self._done_before = done
-        self._started = self._last_line = time.monotonic()
-        self._enabled = enabled
-        self._bar: Any = None
-
-    def __enter__(self) -> Progress:
-        if self._enabled and sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=self.total, initial=self.done, desc=self.label, unit=f" {self.unit}", unit_scale=True
-            )
-        return self
-
-    def update(self, n: int) -> None:
-        """Count `n` more units as done."""
-        self.done += n
-        if self._bar is not None:
-            self._bar.update(n)
-        elif self._enabled and time.monotonic() - self._last_line > self._SECONDS_BETWEEN_LINES:
-            self._last_line = time.monotonic()
-            rate = (self.done - self._done_before) / max(self._last_line - self._started, 1e-9)
-            left = (self.total - self.done) / rate if rate else float("inf")
-            log.info(
-                "%s: %s of %s %s, %.0f/s, %.0f s left",
-                self.label,
-                f"{self.done:,}",
-                f"{self.total:,}",
-                self.unit,
-                rate,
-                left,
-            )
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-class Stopwatch:
-    """Seconds since it was made, for the rows/s that every stage logs."""
-
-    def __init__(self) -> None:
-        self._start = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds so far, never zero."""
-        return max(time.monotonic() - self._start, 1e-9)
 
 
 __all__ = ["ConfigError", "Progress", "Result", "Stopwatch", "UserError", "main"]

@@ -129,12 +129,14 @@ def _label_text(value: Any) -> str | None:
     return text or None
 
 
-def replace_columns(table: pa.Table, columns: dict[str, pa.Array]) -> pa.Table:
-    """The table with `columns` in it, each in its old place or at the end."""
+def replace_columns(
+    table: pa.Table, columns: dict[str, pa.Array], *, field_metadata: dict[str, dict[str, str]] | None = None
+) -> pa.Table:
+    """The table with `columns` in it, each in its old place or at the end; `field_metadata` is by column name."""
     import pyarrow as pa
 
     for name, values in columns.items():
-        field = pa.field(name, values.type)
+        field = pa.field(name, values.type, metadata=(field_metadata or {}).get(name))
         index = table.schema.get_field_index(name)
         table = table.set_column(index, field, values) if index >= 0 else table.append_column(field, values)
     return table

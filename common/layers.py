@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from common.columns import replace_columns
 from common.commit import Identity, OutputLock, describe_changes, remove_stale_temporaries, write_json
 from common.config import UserError
 from common.outputs import library_versions, shard_entry, write_shard
@@ -17,7 +16,7 @@ from common.shards import SUCCESS, Shard, ShardSet, Stamp, read_stamp
 if TYPE_CHECKING:
     import pyarrow as pa
 
-AddColumns = Callable[["pa.Table"], dict[str, "pa.Array"]]
+AddColumns = Callable[["pa.Table"], "pa.Table"]
 
 
 @dataclass(frozen=True)
@@ -29,14 +28,18 @@ class LayerTask:
     identity: dict[str, Any]
     fingerprint: str
 
+    def is_done(self) -> bool:
+        """Whether the shard has the layer with this fingerprint."""
+        stamp = read_stamp(self.shard.path)
+        return stamp is not None and stamp.layers.get(self.layer, {}).get("fingerprint") == self.fingerprint
+
     def write(self, add_columns: AddColumns) -> int:
-        """Rewrite the shard with the columns that `add_columns` makes of each table; the others stay as they were."""
+        """Rewrite the shard as `add_columns` returns each of its tables; it must keep the rows and their order."""
         before = read_stamp(self.shard.path) or Stamp({}, "", self.shard.n_rows)
         layers = {**before.layers, self.layer: {"identity": self.identity, "fingerprint": self.fingerprint}}
         stamp = Stamp(before.identity, before.fingerprint, before.n_rows, layers)
-        empty = self.shard.schema.empty_table()
-        schema = replace_columns(empty, add_columns(empty)).schema
-        tables = (replace_columns(table, add_columns(table)) for table in self.shard.iter_tables())
+        schema = add_columns(self.shard.schema.empty_table()).schema
+        tables = (add_columns(table) for table in self.shard.iter_tables())
         return write_shard(self.shard.path, schema, tables, stamp)
 
 
@@ -89,8 +92,7 @@ class LayerOutput:
 
     def is_done(self, shard: Shard) -> bool:
         """Whether one shard has the layer by this very configuration."""
-        stamp = read_stamp(shard.path)
-        return stamp is not None and stamp.layers.get(self.name, {}).get("fingerprint") == self.identity.fingerprint
+        return self.task(shard).is_done()
 
     def task(self, shard: Shard) -> LayerTask:
         """The task of adding the layer to one shard."""

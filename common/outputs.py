@@ -7,6 +7,7 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,16 @@ from common.commit import (
     write_json,
 )
 from common.config import Section, UserError, settings_to_dict
-from common.shards import ROW_GROUP_ROWS, STAMP_KEY, SUCCESS, Stamp, read_footer, read_stamp, read_success
+from common.shards import (
+    MAX_SHARD_ROWS,
+    ROW_GROUP_ROWS,
+    STAMP_KEY,
+    SUCCESS,
+    Stamp,
+    read_footer,
+    read_stamp,
+    read_success,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -38,28 +48,25 @@ def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], stamp
 
     Raises UserError where the tables hold another number of rows than the stamp says.
     """
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     n_rows = 0
     with atomic_file(path) as file:
-        writer = pq.ParquetWriter(
-            file,
-            schema,
-            compression={name: codec for name, codec in _column_codecs(schema)},
-            use_dictionary=[f.name for f in schema if _is_compressible(f.type)],
-            write_page_checksum=True,
-            store_schema=True,
-        )
-        # Not a `with`: on an exception it would close the file with a valid footer over half of the rows.
-        for table in tables:
-            writer.write_table(table.cast(schema), row_group_size=ROW_GROUP_ROWS)
-            n_rows += table.num_rows
-        if n_rows != stamp.n_rows:
-            raise UserError(f"{path} would hold {n_rows} of {stamp.n_rows} rows; the input changed during the run")
-        writer.add_key_value_metadata({STAMP_KEY.decode(): stamp.to_json()})
-        writer.close()
-        n_bytes = file.tell()
-    return n_bytes
+        options: dict[str, Any] = {
+            "compression": dict(_column_codecs(schema)),
+            "use_dictionary": [field.name for field in schema if _is_compressible(field.type)],
+            "write_page_checksum": True,
+        }
+        # On an exception this `with` closes a file that looks whole; it is safe because `atomic_file` throws it away.
+        with pq.ParquetWriter(file, schema, **options) as writer:
+            for table in tables:
+                writer.write_table(pa.table(table.columns, schema=schema), row_group_size=ROW_GROUP_ROWS)
+                n_rows += table.num_rows
+            if n_rows != stamp.n_rows:
+                raise UserError(f"{path} would hold {n_rows} of {stamp.n_rows} rows; the input changed during the run")
+            writer.add_key_value_metadata({STAMP_KEY.decode(): stamp.to_json()})
+        return file.tell()
 
 
 def _is_compressible(arrow_type: pa.DataType) -> bool:
@@ -79,12 +86,29 @@ def _column_codecs(schema: pa.Schema) -> Iterator[tuple[str, str]]:
             yield column.name, "zstd"
 
 
+def split_rows(n_rows: int, n_shards: int) -> list[tuple[int, int]]:
+    """Cut rows into `n_shards` ranges of nearly equal size, more where a shard would hold over a million rows."""
+    n_shards = min(max(n_shards, -(-n_rows // MAX_SHARD_ROWS)), max(n_rows, 1))
+    edges = [n_rows * index // n_shards for index in range(n_shards + 1)]
+    return list(pairwise(edges))
+
+
 @dataclass(frozen=True)
 class ShardTask:
     """One shard to be written: where, and with which stamp. Small enough to send to another process."""
 
     path: Path
     stamp: Stamp
+
+    @property
+    def name(self) -> str:
+        """The shard's file name."""
+        return self.path.name
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that the shard will hold."""
+        return self.stamp.n_rows
 
     def write(self, schema: pa.Schema, tables: Iterable[pa.Table]) -> dict[str, Any]:
         """Write the shard; returns its name, rows and bytes for `_SUCCESS`."""

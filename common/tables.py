@@ -16,7 +16,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -105,7 +104,9 @@ def find_files(path: str) -> list[Path]:
         found = [p for p in sorted(given.iterdir()) if p.is_file() and not p.name.startswith((".", "_"))]
         found = [p for p in found if _format_of(p)]
     else:
-        found = [Path(name) for name in sorted(glob(path, recursive=True)) if Path(name).is_file()]
+        anchor = Path(given.anchor or ".")
+        pattern = str(given.relative_to(anchor)) if given.anchor else path
+        found = sorted(p for p in anchor.glob(pattern) if p.is_file()) if pattern else []
     if not found:
         what = "holds no parquet, CSV or JSONL files" if given.is_dir() else "does not exist"
         raise UserError(f"input {path} {what}; check the path in the config")
@@ -144,7 +145,7 @@ def _join(files: list[Path], path: str) -> Table:
 
 
 def _common_schema(schemas: list[pa.Schema]) -> pa.Schema:
-    """The union of the columns; one that has different types in different files becomes text where they do not unify."""
+    """The union of the columns; one whose types in different files do not unify becomes text."""
     import pyarrow as pa
 
     types: dict[str, pa.DataType] = {}
@@ -261,7 +262,7 @@ def _csv_schema(path: Path, table_format: str) -> pa.Schema:
     import pyarrow as pa
 
     with _open_text(path) as file:
-        header = next(_csv_reader(file, table_format), [])
+        header: list[str] = next(_csv_reader(file, table_format), [])
     twice = sorted({name for name in header if header.count(name) > 1})
     if not header or twice:
         what = f"names the column {twice[0]!r} twice" if twice else "is empty"

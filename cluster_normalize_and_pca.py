@@ -1,0 +1,276 @@
+"""Stage 2: vectors of stage 1 to unit length, then exact PCA.
+
+Reads   normalize_and_pca.input_dir: shards with `cls`
+Writes  normalize_and_pca.output_dir: the same rows with `pca`; the fitted PCA as pca.safetensors and pca.json
+
+    python cluster_normalize_and_pca.py --config clustering.example.yaml
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from common import cli
+from common.columns import merge_errors, read_vectors, replace_columns, vector_array
+from common.commit import Identity, fingerprint_files
+from common.config import StageSettings, UserError
+from common.engine import map_items
+from common.outputs import ShardTask, StageOutput
+from common.pca_file import load_pca, save_pca
+from common.shards import Shard, ShardSet, open_shards, shard_name
+from common.vectors import CovarianceSums, Pca, fit_pca, l2_normalize
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+WRITTEN_BY = "cluster_supervise.py"
+
+
+class Settings(StageSettings):
+    """Section `normalize_and_pca`."""
+
+    input_dir: str = Field(min_length=1, description="shards of stage 1, or any folder of parquet files with vectors")
+    output_dir: str = Field(min_length=1, description="folder for the shards")
+    vector_column: str = Field("cls", description="column with the vectors")
+    n_components: int | float = Field(
+        64, gt=0, description="number of components, or a fraction of variance such as 0.95"
+    )
+    l2_normalize: bool = Field(True, description="scale vectors to unit length before PCA")
+    whiten: bool = Field(False, description="scale each component to unit variance")
+    renormalize: bool = Field(False, description="scale the reduced vectors to unit length again")
+    keep_cls: bool = Field(True, description="carry the vectors and probs along; false saves most of the disk")
+    fit: bool = Field(True, description="false applies the PCA in pca_model_path to new rows")
+    pca_model_path: str | None = Field(None, description="where the PCA lies; null: pca.safetensors in output_dir")
+    batch_size: int = Field(32768, ge=1, description="rows in memory at once")
+    device: str = Field("auto", description="auto, cpu, cuda or cuda:N, for the products of the fit")
+    use_gpu_pca: bool = Field(True, description="false keeps the fit on the CPU whatever the device")
+    overwrite: bool = Field(False, description="replace an output of another configuration, as --overwrite does")
+
+    @field_validator("n_components")
+    @classmethod
+    def _whole_or_fraction(cls, value: float) -> float:
+        if value > 1 and value != int(value):
+            raise ValueError("must be a whole number, or a fraction of variance between 0 and 1")
+        return int(value) if value >= 1 else value
+
+    @property
+    def model_path(self) -> Path:
+        """Where the PCA lies."""
+        return Path(self.pca_model_path) if self.pca_model_path else Path(self.output_dir) / "pca.safetensors"
+
+
+@dataclass(frozen=True)
+class TransformTask:
+    """One input shard and the output shard that it becomes."""
+
+    source: Shard
+    shard: ShardTask
+
+
+def run(settings: Settings, *, overwrite: bool = False) -> Path:
+    """Fit PCA over all shards in one pass, then transform them one by one; returns the output folder."""
+    watch = cli.Stopwatch()
+    shards = open_shards(settings.input_dir, written_by=WRITTEN_BY)
+    shards.require_columns(settings.vector_column, written_by={settings.vector_column: WRITTEN_BY})
+    identity = make_identity(settings, shards)
+    with StageOutput(settings.output_dir, identity, overwrite=overwrite or settings.overwrite) as output:
+        if output.is_complete:
+            log.info("nothing to do: %s is complete", output.folder)
+            return output.folder
+        pca = find_pca(shards, settings, identity)
+        tasks = [
+            TransformTask(shard, output.task(shard_name(index), shard.n_rows))
+            for index, shard in enumerate(shards.shards)
+        ]
+        todo = [task for task in tasks if not output.is_done(task.shard.path.name)]
+        n_done = shards.n_rows - sum(task.source.n_rows for task in todo)
+        with cli.Progress(shards.n_rows, label="transform", enabled=settings.progress, done=n_done) as progress:
+            map_items(
+                partial(transform_shard, pca=pca, settings=settings),
+                todo,
+                settings.engine,
+                is_done=lambda task: output.is_done(task.shard.path.name),
+                on_result=lambda task, _: progress.update(task.source.n_rows),
+            )
+        totals = count_rows([Shard(task.shard.path, task.source.n_rows) for task in tasks])
+        totals |= {"n_components": pca.n_components, "explained_variance": float(pca.explained_variance_ratio.sum())}
+        output.finish([task.shard.path.name for task in tasks], settings, totals)
+    log.info(
+        "rows in %s, rows out %s, of them without a vector %s %s; %d components keep %.1f%% of the variance; %.0f rows/s, %.1f s",
+        f"{shards.n_rows:,}",
+        f"{totals['rows']:,}",
+        f"{totals['rows'] - totals['with_vector']:,}",
+        totals["errors"] or "",
+        pca.n_components,
+        100 * totals["explained_variance"],
+        shards.n_rows / watch.seconds,
+        watch.seconds,
+    )
+    return output.folder
+
+
+def check(settings: Settings) -> dict[str, Any]:
+    """Validate input and columns; returns the plan."""
+    shards = open_shards(settings.input_dir, written_by=WRITTEN_BY)
+    shards.require_columns(settings.vector_column, written_by={settings.vector_column: WRITTEN_BY})
+    return {
+        "stage": "normalize_and_pca",
+        "rows": shards.n_rows,
+        "shards": len(shards.shards),
+        "input_bytes": shards.n_bytes,
+        "output_dir": settings.output_dir,
+    }
+
+
+def make_identity(settings: Settings, shards: ShardSet) -> Identity:
+    """What the numbers of this stage depend on."""
+    names = ("vector_column", "n_components", "l2_normalize", "whiten", "renormalize", "keep_cls", "fit")
+    inputs = {"input_dir": shards.fingerprint}
+    if not settings.fit:
+        if not settings.model_path.is_file():
+            raise UserError(f"PCA {settings.model_path} does not exist; fit one with normalize_and_pca.fit=true first")
+        inputs["pca_model_path"] = fingerprint_files([settings.model_path])
+    return Identity("normalize_and_pca", {name: getattr(settings, name) for name in names}, inputs)
+
+
+# --- Fit -------------------------------------------------------------------------------------------------------------
+
+
+def find_pca(shards: ShardSet, settings: Settings, identity: Identity) -> Pca:
+    """The PCA to apply: the saved one where it belongs to this configuration, else a new one, saved for the next run."""
+    if not settings.fit:
+        return load_pca(settings.model_path)
+    if settings.model_path.is_file():
+        saved = load_pca(settings.model_path)
+        if saved.fingerprint == identity.fingerprint:
+            log.info("PCA of an earlier, unfinished run of this configuration is used again")
+            return saved
+    sums = gather_covariance(shards, settings)
+    pca = fit_pca(sums, settings.n_components)
+    save_pca(settings.model_path, pca, identity, n_rows=sums.n_rows)
+    return pca
+
+
+def gather_covariance(shards: ShardSet, settings: Settings) -> CovarianceSums:
+    """Covariance sums of all usable rows, in one pass; shards are gathered apart and added in their order."""
+    shift = _first_mean(shards, settings)
+    device = _fit_device(settings)
+    with cli.Progress(shards.n_rows, label="fit", enabled=settings.progress) as progress:
+        parts = map_items(
+            partial(gather_shard, shift=shift, settings=settings, device=device),
+            shards.shards,
+            settings.engine,
+            on_result=lambda shard, _: progress.update(shard.n_rows),
+        )
+    sums = CovarianceSums.empty(shift)
+    for part in parts:
+        sums.merge(part)
+    if sums.n_rows == 0:
+        raise UserError(
+            f"no row of {settings.input_dir} has a usable vector in {settings.vector_column!r}; see its `error`"
+        )
+    return sums
+
+
+def gather_shard(shard: Shard, *, shift: np.ndarray, settings: Settings, device: str) -> CovarianceSums:
+    """Covariance sums of one shard."""
+    sums = CovarianceSums.empty(shift)
+    for vectors in _usable_vectors(shard, settings, dimension=len(shift)):
+        sums.add(vectors, device=device)
+    return sums
+
+
+def _first_mean(shards: ShardSet, settings: Settings) -> np.ndarray:
+    for shard in shards.shards:
+        for vectors in _usable_vectors(shard, settings, dimension=None):
+            if len(vectors):
+                return vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    raise UserError(
+        f"no row of {settings.input_dir} has a usable vector in {settings.vector_column!r}; see its `error`"
+    )
+
+
+def _usable_vectors(shard: Shard, settings: Settings, *, dimension: int | None) -> Iterator[np.ndarray]:
+    for table in shard.iter_tables([settings.vector_column], n_rows=settings.batch_size):
+        vectors, usable, _ = prepare_vectors(table, shard, settings, dimension=dimension)
+        yield vectors if usable.all() else vectors[usable]
+
+
+def _fit_device(settings: Settings) -> str:
+    from common.backend import choose_device
+
+    if not settings.use_gpu_pca:
+        return "cpu"
+    device = choose_device(settings.device)
+    return "cpu" if device == "mps" else device  # float64 is missing there
+
+
+def prepare_vectors(
+    table: pa.Table, shard: Shard, settings: Settings, *, dimension: int | None
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Vectors ready for PCA [n, d], which of them are usable [n], and for the others, by row, why not."""
+    column = read_vectors(
+        table[settings.vector_column], where=f"{shard.path}, column {settings.vector_column!r}", dimension=dimension
+    )
+    name = settings.vector_column
+    null = np.asarray(table[name].is_null())
+    reasons = {int(row): f"{name} is null" for row in np.flatnonzero(null)}
+    reasons |= {int(row): f"{name} has NaN or Inf" for row in np.flatnonzero(~column.valid & ~null)}
+    if not settings.l2_normalize:
+        return column.vectors, column.valid, reasons
+    vectors, nonzero = l2_normalize(column.vectors)
+    reasons |= {
+        int(row): f"{name} is a zero vector, which has no direction" for row in np.flatnonzero(column.valid & ~nonzero)
+    }
+    return vectors, column.valid & nonzero, reasons
+
+
+# --- Transform -------------------------------------------------------------------------------------------------------
+
+
+def transform_shard(task: TransformTask, *, pca: Pca, settings: Settings) -> dict[str, Any]:
+    """Write one output shard; returns what `_SUCCESS` says of it."""
+    columns = task.source.schema.names
+    if not settings.keep_cls:
+        columns = [name for name in columns if name not in (settings.vector_column, "probs")]
+
+    def transform(table: pa.Table) -> pa.Table:
+        vectors, usable, reasons = prepare_vectors(table, task.source, settings, dimension=len(pca.mean))
+        reduced = pca.transform(vectors, whiten=settings.whiten)  # [n, c]
+        if settings.renormalize:
+            reduced, _ = l2_normalize(reduced)
+        reduced[~usable] = 0
+        errors = merge_errors(table["error"] if "error" in table.schema.names else None, reasons, table.num_rows)
+        return replace_columns(table.select(columns), {"pca": vector_array(reduced, valid=usable), "error": errors})
+
+    schema = transform(task.source.schema.empty_table()).schema
+    return task.shard.write(schema, map(transform, task.source.iter_tables(n_rows=settings.batch_size)))
+
+
+def count_rows(shards: list[Shard]) -> dict[str, Any]:
+    """Rows, rows with a reduced vector, and reasons for those without."""
+    reasons: Counter[str] = Counter()
+    n_rows = 0
+    for shard in shards:
+        for table in shard.iter_tables(["error"]):
+            n_rows += table.num_rows
+            reasons.update(reason for reason in table["error"].drop_null().to_pylist())
+    return {"rows": n_rows, "with_vector": n_rows - reasons.total(), "errors": dict(sorted(reasons.items()))}
+
+
+if __name__ == "__main__":
+    from cluster_normalize_and_pca import Settings, check, run  # by name, so that worker processes can import them
+
+    sys.exit(cli.main(Settings, run, doc=__doc__, section="normalize_and_pca", check=check))

@@ -1,0 +1,131 @@
+"""L2 normalisation and exact PCA in one streaming pass: numerics and nothing else.
+
+The covariance of any number of rows is gathered from batches as (n, sum, gram), shifted by a vector near the mean so
+that nothing cancels: products in float32, sums in float64. Sums of shards add up, so shards can be gathered anywhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.config import UserError
+
+# Rows that go through one float32 product; longer products would round in the last digits.
+_PRODUCT_ROWS = 8192
+
+
+def l2_normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scale rows to unit length.
+
+    `vectors` is [n, d]. Returns unit rows [n, d] float32 and `nonzero` [n] bool: a zero row has no direction and stays.
+    """
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))  # [n]
+    nonzero = norms > 0
+    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=nonzero).astype(np.float32)
+    return vectors.astype(np.float32, copy=False) * scale[:, None], nonzero
+
+
+@dataclass
+class CovarianceSums:
+    """What covariance needs of some rows: their number, sum and gram matrix, all about a common shift."""
+
+    shift: np.ndarray  # [d] float32
+    n_rows: int
+    total: np.ndarray  # [d] float64, sum of shifted rows
+    gram: np.ndarray  # [d, d] float64, sum of outer products of shifted rows
+
+    @classmethod
+    def empty(cls, shift: np.ndarray) -> CovarianceSums:
+        """Sums of no rows; `shift` [d] should lie near the mean, such as the mean of the first batch."""
+        dimension = len(shift)
+        return cls(shift.astype(np.float32), 0, np.zeros(dimension), np.zeros((dimension, dimension)))
+
+    def add(self, vectors: np.ndarray, *, device: str = "cpu") -> None:
+        """Add rows, [n, d] float32."""
+        for start in range(0, len(vectors), _PRODUCT_ROWS):
+            shifted = vectors[start : start + _PRODUCT_ROWS] - self.shift
+            self.n_rows += len(shifted)
+            self.total += shifted.sum(axis=0, dtype=np.float64)
+            self.gram += _gram(shifted, device)
+
+    def merge(self, other: CovarianceSums) -> None:
+        """Add the sums of other rows about the same shift."""
+        self.n_rows += other.n_rows
+        self.total += other.total
+        self.gram += other.gram
+
+    @property
+    def mean(self) -> np.ndarray:
+        """[d] float64."""
+        return self.shift + self.total / max(self.n_rows, 1)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """[d, d] float64, with n - 1 in the denominator as scikit-learn's PCA has it."""
+        centered = self.gram - np.outer(self.total, self.total) / max(self.n_rows, 1)
+        return centered / max(self.n_rows - 1, 1)
+
+
+def _gram(rows: np.ndarray, device: str) -> np.ndarray:
+    if device == "cpu":
+        return (rows.T @ rows).astype(np.float64)
+    import torch
+
+    on_device = torch.from_numpy(rows).to(device)
+    # Without this, a GPU of late would round the factors to TF32's ten bits.
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return (on_device.T @ on_device).double().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Pca:
+    """A fitted PCA: arrays alone, so that any program can apply it."""
+
+    mean: np.ndarray  # [d] float32
+    components: np.ndarray  # [c, d] float32, orthonormal rows, by falling variance
+    explained_variance: np.ndarray  # [c] float64
+    explained_variance_ratio: np.ndarray  # [c] float64
+
+    @property
+    def n_components(self) -> int:
+        """Number of components."""
+        return len(self.components)
+
+    def transform(self, vectors: np.ndarray, *, whiten: bool = False) -> np.ndarray:
+        """Project rows [n, d] to [n, c] float32; `whiten` scales each component to unit variance."""
+        # (x - mean) P = x P - mean P: the second term once, instead of a copy of x.
+        projected = vectors @ self.components.T - self.mean @ self.components.T
+        if whiten:
+            projected /= np.sqrt(np.maximum(self.explained_variance, 1e-12)).astype(np.float32)
+        return np.ascontiguousarray(projected, dtype=np.float32)
+
+
+def fit_pca(sums: CovarianceSums, n_components: int | float) -> Pca:
+    """Exact PCA from gathered sums; `n_components` is a number, or a fraction of variance between 0 and 1.
+
+    Component signs follow scikit-learn: the entry of largest magnitude is positive.
+    Raises UserError where `n_components` exceeds the dimension or the rows, or where all rows are equal.
+    """
+    dimension = len(sums.shift)
+    if n_components >= 1 and n_components > min(dimension, sums.n_rows):
+        raise UserError(
+            f"n_components={n_components} is more than {sums.n_rows} rows of {dimension} dimensions can give; "
+            f"set n_components to at most {min(dimension, sums.n_rows)}"
+        )
+    eigenvalues, eigenvectors = np.linalg.eigh(sums.covariance)  # rising order
+    variances = np.maximum(eigenvalues[::-1], 0)
+    if variances.sum() <= 0:
+        raise UserError(f"all {sums.n_rows} vectors are equal, so PCA has nothing to keep; check the input vectors")
+    ratios = variances / variances.sum()
+    n_kept = int(n_components) if n_components >= 1 else int(np.searchsorted(np.cumsum(ratios), n_components) + 1)
+    components = eigenvectors.T[::-1][: min(n_kept, dimension)]
+    largest = np.abs(components).argmax(axis=1)
+    components = components * np.sign(components[np.arange(len(components)), largest])[:, None]
+    return Pca(
+        mean=sums.mean.astype(np.float32),
+        components=np.ascontiguousarray(components, dtype=np.float32),
+        explained_variance=variances[: len(components)],
+        explained_variance_ratio=ratios[: len(components)],
+    )
