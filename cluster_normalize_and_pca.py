@@ -28,6 +28,7 @@ from common.engine import map_items
 from common.outputs import ShardTask, StageOutput
 from common.pca_file import load_pca, save_pca
 from common.shards import Shard, ShardSet, open_shards, shard_name
+from common.stage import write_missing_shards
 from common.vectors import CovarianceSums, Pca, fit_pca, l2_normalize
 
 if TYPE_CHECKING:
@@ -94,21 +95,14 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
             TransformTask(shard, output.task(shard_name(index), shard.n_rows))
             for index, shard in enumerate(shards.shards)
         ]
-        todo = [task for task in tasks if not output.is_done(task.shard.path.name)]
-        n_done = shards.n_rows - sum(task.source.n_rows for task in todo)
-        with cli.Progress(shards.n_rows, label="transform", enabled=settings.progress, done=n_done) as progress:
-            map_items(
-                partial(transform_shard, pca=pca, settings=settings),
-                todo,
-                settings.engine,
-                is_done=lambda task: output.is_done(task.shard.path.name),
-                on_result=lambda task, _: progress.update(task.source.n_rows),
-            )
+        write = partial(transform_shard, pca=pca, settings=settings)
+        write_missing_shards(write, tasks, output, settings, label="transform")
         totals = count_rows([Shard(task.shard.path, task.source.n_rows) for task in tasks])
         totals |= {"n_components": pca.n_components, "explained_variance": float(pca.explained_variance_ratio.sum())}
-        output.finish([task.shard.path.name for task in tasks], settings, totals)
+        output.finish([task.shard.name for task in tasks], settings, totals)
     log.info(
-        "rows in %s, rows out %s, of them without a vector %s %s; %d components keep %.1f%% of the variance; %.0f rows/s, %.1f s",
+        "rows in %s, rows out %s, of them without a vector %s %s; %d components keep %.1f%% of the variance; "
+        "%.0f rows/s, %.1f s",
         f"{shards.n_rows:,}",
         f"{totals['rows']:,}",
         f"{totals['rows'] - totals['with_vector']:,}",
@@ -149,7 +143,7 @@ def make_identity(settings: Settings, shards: ShardSet) -> Identity:
 
 
 def find_pca(shards: ShardSet, settings: Settings, identity: Identity) -> Pca:
-    """The PCA to apply: the saved one where it belongs to this configuration, else a new one, saved for the next run."""
+    """The PCA to apply: the saved one where it belongs to this configuration, else a new one, saved at once."""
     if not settings.fit:
         return load_pca(settings.model_path)
     if settings.model_path.is_file():

@@ -27,10 +27,10 @@ from common import cli
 from common.columns import label_strings, read_vectors, replace_columns, vector_array
 from common.commit import Identity
 from common.config import StageSettings, UserError, canonical_json
-from common.engine import map_items
 from common.layers import LayerTask
 from common.outputs import ShardTask, StageOutput, split_rows
 from common.shards import CHUNK_ROWS, Shard, read_stamp, shard_name
+from common.stage import write_missing_shards
 from common.tables import Table, find_files, fingerprint_input, open_table
 
 if TYPE_CHECKING:
@@ -90,25 +90,14 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
             EmbedTask(start, stop, output.task(shard_name(index), stop - start))
             for index, (start, stop) in enumerate(split_rows(table.n_rows, settings.num_shards))
         ]
-        todo = [task for task in tasks if not output.is_done(task.shard.path.name)]
-        n_todo = sum(task.stop - task.start for task in todo)
-        log.info("%s rows in %d shards, %d shards to do", f"{table.n_rows:,}", len(tasks), len(todo))
-        with cli.Progress(
-            table.n_rows, label="embed", enabled=settings.progress, done=table.n_rows - n_todo
-        ) as progress:
-            map_items(
-                partial(embed_shard, table=table, settings=settings, dtype=dtype),
-                todo,
-                settings.engine,
-                is_done=lambda task: output.is_done(task.shard.path.name),
-                on_result=lambda task, _: progress.update(task.stop - task.start),
-            )
-        shards = [Shard(task.shard.path, task.stop - task.start) for task in tasks]
+        write = partial(embed_shard, table=table, settings=settings, dtype=dtype)
+        n_embedded = write_missing_shards(write, tasks, output, settings, label="embed")
+        shards = [Shard(task.shard.path, task.shard.n_rows) for task in tasks]
         classes = add_prototype_probs(shards, settings)
         totals = _count_rows(shards) | {"classes": classes or _classes_of(shards[0]), "dtype": dtype}
-        output.finish([task.shard.path.name for task in tasks], settings, totals)
+        output.finish([task.shard.name for task in tasks], settings, totals)
         shutil.rmtree(output.folder / ".input", ignore_errors=True)
-        _log_totals(totals, n_todo, watch.seconds)
+        _log_totals(totals, n_embedded, watch.seconds)
     return output.folder
 
 
