@@ -8,6 +8,7 @@ an optional field is asked for but not insisted on.
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -103,9 +104,7 @@ def json_schema(model: type[BaseModel], *, schema_name: str, choices: Choices | 
     `choices` puts an enum on each field so named, wherever it stands; a field that may be null stays so.
     Raises ValueError where `model` refers to itself (no server takes such a schema) or has no field of a choice's name.
     """
-    raw = model.model_json_schema()
-    schema = _simplify(_inline(raw, raw.get("$defs", {}), depth=0))
-    schema.pop("description", None)
+    schema = copy.deepcopy(_schema_of(model))
     schema["title"] = schema_name
     for name, values in (choices or {}).items():
         places = list(_fields_named(schema, name))
@@ -114,6 +113,12 @@ def json_schema(model: type[BaseModel], *, schema_name: str, choices: Choices | 
         for properties in places:
             properties[name] = _with_enum(properties[name], values)
     return schema
+
+
+@functools.lru_cache(maxsize=256)
+def _schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    raw = model.model_json_schema()
+    return _simplify(_inline(raw, raw.get("$defs", {}), depth=0))
 
 
 def choice_errors(answer: BaseModel, choices: Choices | None) -> list[str]:
