@@ -14,6 +14,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -65,23 +66,23 @@ def variants(vectors: np.ndarray, *, n_clusters: int, full_peer: bool) -> dict[s
     def batches() -> Iterator[np.ndarray]:
         return (vectors[start : start + 65_536] for start in range(0, len(vectors), 65_536))
 
+    def kmeans(seed: int) -> np.ndarray:
+        return KMeans(n_clusters, random_state=seed).fit(vectors).cluster_centers_
+
+    def minibatch_kmeans(seed: int, *, size: int) -> np.ndarray:
+        return MiniBatchKMeans(n_clusters, batch_size=size, random_state=seed).fit(vectors).cluster_centers_
+
+    def lloyd(seed: int, *, n_passes: int) -> np.ndarray:
+        return train_lloyd(batches, n_clusters=n_clusters, max_epochs=n_passes, random_state=seed).centroids
+
     def minibatch_then_polish(seed: int) -> np.ndarray:
         start = train_minibatch(batches, n_clusters=n_clusters, max_epochs=1, random_state=seed).centroids
         return train_lloyd(batches, n_clusters=n_clusters, init=start, max_epochs=3).centroids
 
-    ways: dict[str, Callable[[int], np.ndarray]] = {}
-    if full_peer:
-        ways["sklearn KMeans"] = lambda seed: KMeans(n_clusters, random_state=seed).fit(vectors).cluster_centers_
-    for size in (1024, 8192):
-        ways[f"sklearn MiniBatchKMeans {size}"] = lambda seed, size=size: (
-            MiniBatchKMeans(n_clusters, batch_size=size, random_state=seed).fit(vectors).cluster_centers_
-        )
-    for n_passes in (3, 10):
-        ways[f"train_lloyd, up to {n_passes} passes"] = lambda seed, n_passes=n_passes: (
-            train_lloyd(batches, n_clusters=n_clusters, max_epochs=n_passes, random_state=seed).centroids
-        )
-    ways["train_minibatch 1 pass, polish 3"] = minibatch_then_polish
-    return ways
+    ways: dict[str, Callable[[int], np.ndarray]] = {"sklearn KMeans": kmeans} if full_peer else {}
+    ways |= {f"sklearn MiniBatchKMeans {size}": partial(minibatch_kmeans, size=size) for size in (1024, 8192)}
+    ways |= {f"train_lloyd, up to {n_passes} passes": partial(lloyd, n_passes=n_passes) for n_passes in (3, 10)}
+    return ways | {"train_minibatch 1 pass, polish 3": minibatch_then_polish}
 
 
 def main() -> None:

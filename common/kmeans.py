@@ -113,7 +113,8 @@ def lloyd_passes(
         report(f"pass {len(history)}: inertia {sums.inertia:.6g}, empty clusters {n_empty}")
         if finished:
             break
-        converged = len(history) > 1 and not n_empty and history[-2] - history[-1] <= tol * history[-2]
+        placed = not n_empty or sums.inertia == 0  # with fewer different rows than clusters some stay empty
+        converged = len(history) > 1 and placed and history[-2] - history[-1] <= tol * history[-2]
         finished = converged or len(history) == max_epochs
         centroids = update_centroids(sums, centroids, spherical=spherical, step=1.0 if finished else LONG_STEP)
     return KMeansResult(

@@ -130,7 +130,7 @@ def _seeds_from_pool(
         alive = n_used + np.flatnonzero(closest[pool[n_used:]] > accept_below[n_used:])[:n_trials]
         if len(alive) < n_trials and picked:
             break
-        if not len(alive):  # every draw fell on a row with u = 0 or a rounding to zero: take the first as it is
+        if not len(alive):  # rounding alone left no candidate: the first draw was a fair one
             alive = np.array([0])
         lowered = trials[: len(alive)]
         for trial, candidate in enumerate(alive):
@@ -203,7 +203,7 @@ def _settle(
     previous = np.inf
     for n_left in range(n_passes, 0, -1):
         sums = partial_sums(rows, centroids, spherical=spherical, **settings)
-        last = n_left == 1 or previous - sums.inertia < SETTLED * sums.inertia
+        last = n_left == 1 or previous - sums.inertia <= SETTLED * sums.inertia
         centroids = update_centroids(sums, centroids, spherical=spherical, step=1.0 if last else LONG_STEP)
         if last:
             break
@@ -215,9 +215,8 @@ def _relocate(rows: np.ndarray, centroids: np.ndarray, counts: np.ndarray, *, rn
     """Merge the cheapest pairs, no cluster in two of them, and seed the freed centroids again on the rows."""
     costs, partners = _cheapest_merges(centroids, counts)
     merged, paired, freed = centroids.astype(np.float64), set[int](), list[int]()
-    for cluster, partner in zip(
-        np.argsort(costs, kind="stable"), partners[np.argsort(costs, kind="stable")], strict=True
-    ):
+    for cluster in np.argsort(costs, kind="stable"):
+        partner = partners[cluster]
         if len(freed) >= max(1, int(RELOCATED_SHARE * len(centroids))):
             break
         if paired.isdisjoint((cluster, partner)):

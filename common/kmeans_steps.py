@@ -77,12 +77,13 @@ def _nearest_numpy(
         scores = np.empty((min(tile_rows, n_rows), n_clusters), np.float32)
         for start in starts:
             rows = vectors[start : start + tile_rows]
-            tile = np.matmul(rows, minus_two_centroids, out=scores[: len(rows)])
-            tile += squared_norms
-            nearest = tile.argmin(axis=1)
+            with np.errstate(all="ignore"):  # a row that is not finite shows in its distance, which callers check
+                tile = np.matmul(rows, minus_two_centroids, out=scores[: len(rows)])
+                tile += squared_norms
+                nearest = tile.argmin(axis=1)
+                residuals = rows - centroids[nearest]
+                np.einsum("ij,ij->i", residuals, residuals, out=distances[start : start + len(rows)])
             labels[start : start + len(rows)] = nearest
-            residuals = rows - centroids[nearest]
-            np.einsum("ij,ij->i", residuals, residuals, out=distances[start : start + len(rows)])
 
     _share_tiles(work, n_rows=n_rows, tile_rows=tile_rows, n_threads=n_threads or available_threads())
     return labels, distances
@@ -109,10 +110,11 @@ def _threadpools() -> ThreadpoolController:
 
 
 def available_threads() -> int:
-    """Count the threads this process may use: the cores it is bound to, or OMP_NUM_THREADS where that is fewer."""
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Count the threads this process may use: the cores it is given, or OMP_NUM_THREADS where that is fewer."""
+    from joblib import cpu_count
+
     asked = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(n_cores, int(asked))) if asked.isdigit() else n_cores
+    return max(1, min(cpu_count(), int(asked))) if asked.isdigit() else cpu_count()
 
 
 def _nearest_torch(
