@@ -14,6 +14,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
 # field name -> the only values an answer may hold there, e.g. {"cluster_id": ["c-1", "c-2"]}
 Choices = Mapping[str, Sequence[str]]
 

@@ -13,10 +13,9 @@ from typing import Any, ClassVar, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 from common.config import UserError
+from llm_parts.schemas import Message
 from llm_parts.settings import KEY_NAMES, PROVIDERS_THAT_NEED_A_KEY, LlmSettings
 from llm_parts.wires.errors import WireError
-
-Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
 
 # How an answer is held to its JSON schema: a field of the request, a tool that must be called, or the prompt alone.
 Mode = Literal["schema", "tool", "prompt"]
