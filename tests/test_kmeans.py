@@ -249,16 +249,19 @@ def test_seeds_are_as_good_as_scikit_learns(blobs) -> None:
 
 
 def test_seeds_from_one_pool_follow_squared_distances() -> None:
-    """After 8 seeds at 0, two more among 1, 2 and 6 come from one pool; the chance to leave 6 out is worked out."""
-    rows = np.array([[0]] * 8 + [[1], [2], [6]], np.float32)
+    """After 8 seeds at 0, two more among -8, 10 and 11 come from one pool; the chance of each pair is worked out."""
+    rows = np.array([[0]] * 8 + [[-8], [10], [11]], np.float32)
     rng = np.random.default_rng(0)
-    seeds = [kmeans_plus_plus(rows, n_clusters=10, rng=rng, initial=rows[:8], n_trials=1)[8:] for _ in range(3000)]
-    without_6 = np.mean([6 not in pair for pair in seeds])
-    # squared distances 1, 4, 36; after 1 they are 0, 1, 25; after 2 they are 1, 0, 16
-    assert without_6 == pytest.approx(1 / 41 * 1 / 26 + 4 / 41 * 1 / 17, abs=0.005)
-    pair_1_6 = np.mean([set(pair.ravel()) == {1, 6} for pair in seeds])
-    # 1 then 6, or 6 then 1 (after 6 they are 1, 4, 0)
-    assert pair_1_6 == pytest.approx(1 / 41 * 25 / 26 + 36 / 41 * 1 / 5, abs=0.025)
+    seeds = [kmeans_plus_plus(rows, n_clusters=10, rng=rng, initial=rows[:8], n_trials=1)[8:] for _ in range(2000)]
+    pairs = [tuple(sorted(pair.ravel())) for pair in seeds]
+    # squared distances 64, 100, 121 at first; after -8 they are 0, 100, 121; after 10: 64, 0, 1; after 11: 64, 1, 0
+    expected = {
+        (10, 11): 100 / 285 * 1 / 65 + 121 / 285 * 1 / 65,
+        (-8, 10): 100 / 285 * 64 / 65 + 64 / 285 * 100 / 221,
+        (-8, 11): 121 / 285 * 64 / 65 + 64 / 285 * 121 / 221,
+    }
+    for pair, chance in expected.items():
+        assert np.mean([drawn == pair for drawn in pairs]) == pytest.approx(chance, abs=0.04 if -8 in pair else 0.01)
 
 
 def test_seeds_keep_what_is_given_and_add_what_is_far() -> None:
