@@ -32,6 +32,7 @@ WIDER = 4  # times the shortlist, for requests that nobody took from the first o
 MAX_CLUSTERS_IN_PROMPT = 100  # "all" is asked in prompts of this many clusters, the nearest first
 MAX_REVIEWS = 5  # rounds over the requests that are left; each must place some, or it is the last
 SAMPLES_OF_PROPOSAL = 3
+NEAREST_FOR_PROPOSER = 3  # known clusters that each request of a batch puts before the Proposer
 
 
 class Clusterer:
@@ -150,15 +151,16 @@ class Clusterer:
         return self._admit(read.proposals), read.hit_limit
 
     def _known_cards(self, requests: Sequence[Request]) -> list[dict[str, str]]:
-        """The known clusters that a proposer should see: those most often among the nearest to its requests."""
+        """The known clusters that a proposer should see: the few nearest to each request, the most often near first."""
         index = ClusterIndex(self.registry.live(), self._vectors)
         if not len(index):
             return []
         similarity = index.similarities(self._vectors_of(requests))
-        wanted = len(index) if self._options.shortlist == "all" else 2 * self._options.shortlist
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :3]
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEAREST_FOR_PROPOSER]
         votes = np.bincount(nearest.ravel(), minlength=len(index))
-        order = np.lexsort((-similarity.max(axis=0), -votes))[:wanted]
+        order = np.lexsort((-similarity.max(axis=0), -votes))
+        if self._options.shortlist != "all":
+            order = order[: min(int((votes > 0).sum()), MAX_CLUSTERS_IN_PROMPT)]
         return [self.registry.get(index.cluster_ids[column]).to_prompt() for column in order]
 
     def _admit(self, proposals: Sequence[Proposal]) -> list[str]:

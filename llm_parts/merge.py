@@ -1,7 +1,7 @@
 """Merging: a proposed cluster that is known already becomes another name of the known one.
 
 Candidates come by embedding, the model decides: same, part of or different. "Same" must be said twice, the second time
-with the two clusters changed about, because one wrong "same" loses a cluster for good. All pairs are asked at once;
+with the two clusters changed about, because one wrong "same" loses a cluster for good. Pairs are asked many at a time;
 then one writer goes through the proposals in their order, so that it does not matter which answer came first.
 """
 
@@ -40,12 +40,6 @@ class MergeDecision:
     part_of: str | None = None
 
 
-@dataclass(frozen=True)
-class _Pair:
-    first: int  # rows of the list of records
-    second: int
-
-
 class Merger:
     """Finds the clusters that are one and the same."""
 
@@ -65,17 +59,29 @@ class Merger:
         return f"{tagged('clusters', clusters)}\n\nIs the first the same as the second, a part of it, or different?"
 
     def decide(self, known: Sequence[ClusterRecord], new: Sequence[ClusterRecord]) -> dict[str, MergeDecision]:
-        """For each new cluster, what it is to the known ones and to the new ones before it."""
+        """For each new cluster, what it is to the known ones and to the new ones before it.
+
+        All are compared with their nearest first; only those that are not the same go on to their second nearest.
+        """
         records = [*known, *new]
-        pairs = self._candidate_pairs(records, n_known=len(known))
-        said = self.ask([(records[pair.first], records[pair.second]) for pair in pairs])
-        decisions: dict[str, MergeDecision] = {}
-        for row in range(len(known), len(records)):
-            mine = [(pair, word) for pair, word in zip(pairs, said, strict=True) if pair.first == row]
-            same = next((records[pair.second].cluster_id for pair, word in mine if word == "same"), None)
-            wider = next((records[pair.second].cluster_id for pair, word in mine if word == "part_of"), None)
-            decisions[records[row].cluster_id] = MergeDecision(same, None if same else wider)
-        return decisions
+        candidates = self._candidates(records, n_known=len(known))
+        same: dict[int, int] = {}
+        wider: dict[int, int] = {}
+        for place in range(self._n_candidates):
+            rows = [row for row, columns in candidates.items() if row not in same and place < len(columns)]
+            words = self.ask([(records[row], records[candidates[row][place]]) for row in rows])
+            for row, word in zip(rows, words, strict=True):
+                if word == "same":
+                    same[row] = candidates[row][place]
+                elif word == "part_of":
+                    wider.setdefault(row, candidates[row][place])
+        return {
+            records[row].cluster_id: MergeDecision(
+                same_as=records[same[row]].cluster_id if row in same else None,
+                part_of=records[wider[row]].cluster_id if row in wider and row not in same else None,
+            )
+            for row in range(len(known), len(records))
+        }
 
     def ask(self, pairs: Sequence[tuple[ClusterRecord, ClusterRecord]], *, step: str = "merge") -> list[str]:
         """same, part_of or different for each pair; a call that was quarantined leaves its pair different."""
@@ -96,19 +102,19 @@ class Merger:
             build_messages(self.instructions, prompt, context=self._context), MergeAnswer, "merge", step=step
         )
 
-    def _candidate_pairs(self, records: Sequence[ClusterRecord], *, n_known: int) -> list[_Pair]:
-        """For each new record, the nearest records before it, nearest first; one of the same name always counts."""
+    def _candidates(self, records: Sequence[ClusterRecord], *, n_known: int) -> dict[int, list[int]]:
+        """For each new record the records before it that it may be, nearest first; one of its name always may."""
         if self._n_candidates == 0 or len(records) == n_known:
-            return []
+            return {}
         similarity = cluster_similarities(records, self._vectors)
         names = [normal_name(record.name) for record in records]
-        pairs = []
+        candidates = {}
         for row in range(n_known, len(records)):
             scores = similarity[row, :row].copy()
             scores[[column for column in range(row) if names[column] == names[row]]] = 2.0  # above every cosine
             nearest = np.argsort(-scores, kind="stable")[: self._n_candidates]
-            pairs += [_Pair(row, int(column)) for column in nearest if scores[column] >= self._similarity]
-        return pairs
+            candidates[row] = [int(column) for column in nearest if scores[column] >= self._similarity]
+        return candidates
 
 
 def cluster_similarities(records: Sequence[ClusterRecord], vectors: TextVectors) -> np.ndarray:
