@@ -254,3 +254,62 @@ def library_versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
     return versions
+
+
+# --- Outputs of a single file ----------------------------------------------------------------------------------------
+
+
+class FileOutput:
+    """One parquet file as the output of a stage, held under its lock; the file is its own proof of being done.
+
+    Entering raises UserError where the file holds the result of another configuration or of another program (and
+    `overwrite` is off), and LockHeld where another run is writing it.
+    """
+
+    def __init__(self, path: str | Path, identity: Identity, *, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        self.identity = identity
+        self._overwrite = overwrite
+        self._lock = OutputLock(self.path)
+
+    def __enter__(self) -> FileOutput:
+        self._lock.__enter__()
+        try:
+            remove_stale_temporaries(self.path.parent)
+            if not self._overwrite:
+                self._refuse_other_content()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.__exit__(kind, value, traceback)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the file is there, made by this very configuration."""
+        stamp = read_stamp(self.path) if self.path.exists() and not self._overwrite else None
+        return stamp is not None and stamp.fingerprint == self.identity.fingerprint
+
+    def write(self, table: pa.Table) -> None:
+        """Commit the file."""
+        stamp = Stamp(self.identity.to_dict(), self.identity.fingerprint, table.num_rows)
+        write_shard(self.path, table.schema, [table], stamp)
+
+    def _refuse_other_content(self) -> None:
+        if not self.path.exists():
+            return
+        stamp = read_stamp(self.path)
+        if stamp is None:
+            raise UserError(
+                f"output {self.path} exists and no stage of this suite wrote it; choose another path or --overwrite"
+            )
+        if stamp.identity != self.identity.to_dict():
+            changes = describe_changes(stamp.identity, self.identity.to_dict())
+            raise UserError(
+                f"output {self.path} holds the result of another configuration ({changes}); "
+                f"choose another path, or replace it with --overwrite"
+            )
