@@ -1,0 +1,243 @@
+"""Stage 5: how pure each cluster is, by the labels of its rows.
+
+Reads   purity_counter.shards_dir (shards with `cluster_id` and labels) and purity_counter.centroids_path
+Writes  purity, majority label, Wilson bound and entropy into centroids.parquet; purity_report.html and purity.json
+
+    python cluster_purity_counter.py --config clustering.example.yaml
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from common import cli
+from common.centroids import Centroids, add_centroid_columns, load_centroids
+from common.cluster_samples import ClusterSamples, sample_shard
+from common.commit import Identity, OutputLock, describe_changes, write_json
+from common.config import StageSettings, UserError
+from common.engine import map_items
+from common.purity_report import write_purity_report
+from common.quality import Agreement, ClusterQuality, Contingency
+from common.shards import Shard, ShardSet, open_shards, read_stamp
+
+log = logging.getLogger(__name__)
+
+WRITTEN_BY = "cluster_train_clusters.py with train.run_mode=predict"
+
+
+class Settings(StageSettings):
+    """Section `purity_counter`."""
+
+    shards_dir: str = Field(min_length=1, description="shards of stage 4, or any folder with cluster ids and labels")
+    centroids_path: str = Field(min_length=1, description="centroids of stage 3; the result is written into them")
+    teacher_label_column: str = Field("teacher_label", description="labels that clusters are measured by")
+    cluster_column: str = Field("cluster_id", description="column with the cluster ids")
+    distance_column: str = Field("cluster_distance", description="distance to the centroid, to choose example texts")
+    text_column: str = Field("text", description="texts shown in the report; absent is fine")
+    vector_column: str = Field("pca", description="vectors for the map in the report; absent is fine")
+    report_path: str | None = Field(None, description="HTML report; null: purity_report.html beside the centroids")
+    examples_per_cluster: int = Field(5, ge=0, le=50, description="texts shown for each cluster, the nearest ones")
+    map_rows: int = Field(3000, ge=0, le=20000, description="rows of the map; 0 leaves it out")
+    map_method: Literal["pca", "umap"] = Field("pca", description="umap is clearer and takes ten seconds or more")
+    random_state: int = Field(0, ge=0, description="seed of the samples in the report")
+
+    @property
+    def html_path(self) -> Path:
+        """Where the report goes."""
+        return Path(self.report_path) if self.report_path else Path(self.centroids_path).with_name("purity_report.html")
+
+
+def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
+    """Count labels by cluster, write the result into the centroids, and the reports; returns the overall scores."""
+    watch = cli.Stopwatch()
+    shards, centroids = _open_inputs(settings)
+    identity = make_identity(settings, shards, centroids)
+    with OutputLock(settings.centroids_path):
+        if _is_complete(centroids, identity, settings, overwrite=overwrite):
+            log.info("nothing to do: %s already has the purity of these shards", centroids.path)
+            return _read_result(settings)
+        counts = count_labels(shards, settings)
+        quality, agreement = counts.per_cluster(cluster_ids=centroids.ids), counts.agreement()
+        _refuse_unknown_ids(counts, centroids, settings)
+        samples = collect_samples(shards, settings)
+        result = summarize(agreement, centroids, settings)
+        write_purity_report(settings.html_path, quality, agreement, samples, map_method=settings.map_method)
+        write_json(settings.html_path.with_suffix(".json"), result)
+        # Last: the centroids with this layer are the proof that the stage is done.
+        add_centroid_columns(centroids, quality_columns(quality), identity.to_dict())
+    log.info(
+        "rows in %s, scored %s, without label %s, without cluster %s, without both %s; %.0f rows/s, %.1f s",
+        f"{agreement.n_rows:,}",
+        f"{agreement.n_scored:,}",
+        f"{agreement.n_without_label:,}",
+        f"{agreement.n_without_cluster:,}",
+        f"{agreement.n_without_both:,}",
+        agreement.n_rows / watch.seconds,
+        watch.seconds,
+    )
+    return result
+
+
+def check(settings: Settings) -> dict[str, Any]:
+    """Validate inputs and columns; returns the plan."""
+    shards, centroids = _open_inputs(settings)
+    return {
+        "stage": "purity_counter",
+        "rows": shards.n_rows,
+        "shards": len(shards.shards),
+        "clusters": len(centroids.ids),
+        "report": str(settings.html_path),
+    }
+
+
+def make_identity(settings: Settings, shards: ShardSet, centroids: Centroids) -> Identity:
+    """What the purity depends on."""
+    names = ("teacher_label_column", "cluster_column", "examples_per_cluster", "map_rows", "map_method", "random_state")
+    predicted = shards.layer("predict")
+    inputs = {
+        "shards_dir": shards.fingerprint,
+        "cluster ids": str(predicted["fingerprint"]) if predicted else "as they are",
+        "centroids_path": centroids.fingerprint,
+    }
+    return Identity("purity_counter", {name: getattr(settings, name) for name in names}, inputs)
+
+
+def _open_inputs(settings: Settings) -> tuple[ShardSet, Centroids]:
+    shards = open_shards(settings.shards_dir, written_by=WRITTEN_BY)
+    writers = {
+        settings.cluster_column: WRITTEN_BY,
+        settings.teacher_label_column: "cluster_supervise.py on labelled input",
+    }
+    shards.require_columns(settings.cluster_column, settings.teacher_label_column, written_by=writers)
+    centroids = load_centroids(settings.centroids_path)
+    refuse_other_predictions(shards, centroids)
+    return shards, centroids
+
+
+def refuse_other_predictions(shards: ShardSet, centroids: Centroids) -> None:
+    """Raise UserError where the ids in the shards are unfinished, or were predicted with other centroids."""
+    predicted = shards.layer("predict")
+    if predicted is None:
+        return
+    if not predicted["complete"]:
+        raise UserError(f"the cluster ids in {shards.folder} are unfinished; run {WRITTEN_BY} again to finish them")
+    if predicted["identity"]["inputs"]["centroids_out"] != centroids.fingerprint:
+        raise UserError(
+            f"the cluster ids in {shards.folder} were predicted with other centroids than {centroids.path}; "
+            f"run {WRITTEN_BY} --overwrite"
+        )
+
+
+def _is_complete(centroids: Centroids, identity: Identity, settings: Settings, *, overwrite: bool) -> bool:
+    stamp = read_stamp(centroids.path)
+    before = stamp.layers.get(identity.stage) if stamp else None
+    if before is None or overwrite:
+        return False
+    if before != identity.to_dict():
+        raise UserError(
+            f"{centroids.path} already holds the purity of another configuration "
+            f"({describe_changes(before, identity.to_dict())}); replace it with --overwrite"
+        )
+    return settings.html_path.exists() and settings.html_path.with_suffix(".json").exists()
+
+
+def _read_result(settings: Settings) -> dict[str, Any]:
+    import json
+
+    return dict(json.loads(settings.html_path.with_suffix(".json").read_text(encoding="utf-8")))
+
+
+# --- Counting --------------------------------------------------------------------------------------------------------
+
+
+def count_labels(shards: ShardSet, settings: Settings) -> Contingency:
+    """The number of rows for each pair of cluster and label; shards are counted apart and added in their order."""
+    with cli.Progress(shards.n_rows, label="count", enabled=settings.progress) as progress:
+        parts = map_items(
+            partial(count_shard, settings=settings),
+            shards.shards,
+            settings.engine,
+            on_result=lambda shard, _: progress.update(shard.n_rows),
+        )
+    counts = Contingency()
+    for part in parts:
+        counts.merge(part)
+    return counts
+
+
+def count_shard(shard: Shard, *, settings: Settings) -> Contingency:
+    """The counts of one shard."""
+    counts = Contingency()
+    for table in shard.iter_tables([settings.cluster_column, settings.teacher_label_column]):
+        counts.update(table[settings.cluster_column], table[settings.teacher_label_column])
+    return counts
+
+
+def _refuse_unknown_ids(counts: Contingency, centroids: Centroids, settings: Settings) -> None:
+    found = counts.per_cluster().cluster_ids
+    unknown = np.setdiff1d(found, centroids.ids)
+    if len(unknown):
+        raise UserError(
+            f"{settings.shards_dir} holds cluster id {unknown[0]}, which {centroids.path} does not have; "
+            f"predict with these centroids first"
+        )
+
+
+def quality_columns(quality: ClusterQuality) -> dict[str, Any]:
+    """The columns that this stage adds to `centroids.parquet`, in the order of the centroids."""
+    import pyarrow as pa
+
+    purity = [None if np.isnan(value) else float(value) for value in quality.purity]
+    entropy = [None if np.isnan(value) else float(value) for value in quality.entropy]
+    return {
+        "purity": pa.array(purity, pa.float64()),
+        "majority_label": pa.array(quality.majority_labels, pa.string()),
+        "n_rows": pa.array(quality.sizes, pa.int64()),
+        "n_labeled": pa.array(quality.n_labeled, pa.int64()),
+        "purity_lower_bound": pa.array(quality.purity_lower_bound, pa.float64()),
+        "entropy": pa.array(entropy, pa.float64()),
+    }
+
+
+def summarize(agreement: Agreement, centroids: Centroids, settings: Settings) -> dict[str, Any]:
+    """The overall scores as one JSON line; a score that is not defined is null."""
+    names = ("purity", "nmi", "ami", "ari", "v_measure", "coverage", "n_rows", "n_scored", "n_without_label")
+    scores = {name: getattr(agreement, name) for name in (*names, "n_without_cluster", "n_without_both", "n_clusters")}
+    defined = {name: None if isinstance(value, float) and np.isnan(value) else value for name, value in scores.items()}
+    return defined | {"report": str(settings.html_path), "centroids": str(centroids.path)}
+
+
+def collect_samples(shards: ShardSet, settings: Settings) -> ClusterSamples:
+    """Example texts for each cluster and rows for the map, in one pass."""
+    task = partial(
+        sample_shard,
+        cluster_column=settings.cluster_column,
+        distance_column=settings.distance_column,
+        text_column=settings.text_column,
+        label_column=settings.teacher_label_column,
+        vector_column=settings.vector_column,
+        n_examples=settings.examples_per_cluster,
+        map_share=min(1.0, settings.map_rows / shards.n_rows),
+        seed=settings.random_state,
+    )
+    samples = ClusterSamples.empty()
+    for part in map_items(task, list(enumerate(shards.shards)), settings.engine):
+        samples = samples.merge(part, n_examples=settings.examples_per_cluster)
+    return samples
+
+
+if __name__ == "__main__":
+    from cluster_purity_counter import (
+        Settings,
+        check,
+        run,
+    )  # by name, so that worker processes can import the functions
+
+    sys.exit(cli.main(Settings, run, doc=__doc__, section="purity_counter", check=check))

@@ -1,0 +1,115 @@
+"""A look into clusters: the texts nearest to each centroid, and an even sample of rows for a map."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.columns import is_vector, label_strings, read_vectors
+from common.shards import Shard
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_EXAMPLE_CHARACTERS = 300
+
+
+@dataclass(frozen=True)
+class ClusterSamples:
+    """Example texts by cluster, nearest first, and the rows of the map."""
+
+    examples: dict[int, list[tuple[float, str]]]  # cluster id -> (distance, text)
+    vectors: np.ndarray  # [m, d] float32
+    cluster_ids: np.ndarray  # [m] int64
+    captions: list[str]  # [m] text and label
+
+    @classmethod
+    def empty(cls) -> ClusterSamples:
+        """Samples of no rows."""
+        return cls({}, np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [])
+
+    def merge(self, other: ClusterSamples, *, n_examples: int) -> ClusterSamples:
+        """Samples of both; of the examples the nearest stay."""
+        examples = dict(self.examples)
+        for cluster_id, texts in other.examples.items():
+            examples[cluster_id] = sorted(examples.get(cluster_id, []) + texts)[:n_examples]
+        parts = [part for part in (self.vectors, other.vectors) if len(part)]
+        return ClusterSamples(
+            examples,
+            np.concatenate(parts) if parts else self.vectors,
+            np.concatenate([self.cluster_ids, other.cluster_ids]),
+            self.captions + other.captions,
+        )
+
+
+def sample_shard(
+    numbered: tuple[int, Shard],
+    *,
+    cluster_column: str,
+    distance_column: str,
+    text_column: str,
+    label_column: str,
+    vector_column: str,
+    n_examples: int,
+    map_share: float,
+    seed: int,
+) -> ClusterSamples:
+    """Sample one shard; `numbered` is its number among the shards, which enters the seed, and the shard."""
+    number, shard = numbered
+    names = shard.schema.names
+    rng = np.random.default_rng([seed, number])
+    wanted = [cluster_column, distance_column, text_column, label_column, vector_column]
+    samples = ClusterSamples.empty()
+    for table in shard.iter_tables([name for name in dict.fromkeys(wanted) if name in names]):
+        cluster_ids = _ids(table[cluster_column])
+        texts = _texts(table, text_column)
+        distances = _distances(table, distance_column)
+        examples = _nearest(cluster_ids, distances, texts, n_examples)
+        chosen = np.flatnonzero((rng.random(len(cluster_ids)) < map_share) & (cluster_ids >= 0))
+        vectors = np.zeros((0, 0), np.float32)
+        if vector_column in names and is_vector(table.schema.field(vector_column).type):
+            column = read_vectors(table[vector_column].take(chosen), where=str(shard.path))
+            chosen, vectors = chosen[column.valid], column.vectors[column.valid]
+        else:
+            chosen = chosen[:0]
+        labels = label_strings(table[label_column].take(chosen))
+        captions = [f"{labels[i] or 'no label'}: {_clip(texts[row])}" for i, row in enumerate(chosen)]
+        samples = samples.merge(ClusterSamples(examples, vectors, cluster_ids[chosen], captions), n_examples=n_examples)
+    return samples
+
+
+def _ids(column: pa.ChunkedArray) -> np.ndarray:
+    return column.cast("int64").fill_null(-1).to_numpy()
+
+
+def _texts(table: pa.Table, text_column: str) -> list[str]:
+    if text_column not in table.schema.names:
+        return [""] * table.num_rows
+    return ["" if value is None else str(value) for value in table[text_column].to_pylist()]
+
+
+def _distances(table: pa.Table, distance_column: str) -> np.ndarray:
+    if distance_column not in table.schema.names:
+        return np.zeros(table.num_rows)
+    return table[distance_column].cast("float64").fill_null(np.inf).to_numpy()
+
+
+def _clip(text: str) -> str:
+    return text if len(text) <= _EXAMPLE_CHARACTERS else text[:_EXAMPLE_CHARACTERS] + "…"
+
+
+def _nearest(
+    cluster_ids: np.ndarray, distances: np.ndarray, texts: list[str], n_examples: int
+) -> dict[int, list[tuple[float, str]]]:
+    """The `n_examples` nearest rows with a text, by cluster."""
+    examples: dict[int, list[tuple[float, str]]] = {}
+    if not n_examples:
+        return examples
+    for row in np.lexsort((distances, cluster_ids)):
+        kept = examples.setdefault(int(cluster_ids[row]), [])
+        if len(kept) < n_examples and texts[row].strip():
+            kept.append((float(distances[row]), _clip(texts[row])))
+    examples.pop(-1, None)
+    return examples
