@@ -168,7 +168,8 @@ def train_lloyd(
         centroids = init
     else:
         rng = np.random.default_rng(random_state)
-        sample = sample_rows(batches, n_rows=init_size or max(4 * FIRST_ROWS, 128 * n_clusters), rng=rng)
+        n_sampled = max(n_clusters, init_size or max(4 * FIRST_ROWS, 128 * n_clusters))
+        sample = sample_rows(batches, n_rows=n_sampled, rng=rng)
         centroids = _start(sample, n_clusters=n_clusters, init=init, rng=rng, step=step, report=report)
     centroids = unit_rows(centroids) if spherical else centroids
     return lloyd_passes(
@@ -220,7 +221,8 @@ def train_minibatch(
     Raises ValueError when there are fewer rows than clusters, or a row is not finite.
     """
     rng = np.random.default_rng(random_state)
-    sample = sample_rows(batches, n_rows=init_size or max(FIRST_ROWS, FIRST_ROWS_PER_CLUSTER * n_clusters), rng=rng)
+    n_sampled = max(n_clusters, init_size or max(FIRST_ROWS, FIRST_ROWS_PER_CLUSTER * n_clusters))
+    sample = sample_rows(batches, n_rows=n_sampled, rng=rng)
     centroids = warm_start(sample, n_clusters=n_clusters, rng=rng, report=report, n_threads=n_threads)
     estimator = _minibatch_estimator(centroids, sample, batch_size=batch_size)
     history: list[float] = []

@@ -417,6 +417,7 @@ def test_identical_rows_and_one_row(train) -> None:
 def test_training_refuses_what_it_cannot_cluster(train) -> None:
     with pytest.raises(ValueError, match="5 clusters need at least as many rows, and there are 4"):
         train(stream(np.eye(4, dtype=np.float32)), n_clusters=5)
+    assert len(train(stream(np.eye(8, dtype=np.float32)), n_clusters=5, init_size=2).centroids) == 5  # not a reason
     with pytest.raises(ValueError, match="empty"):
         train(stream(np.empty((0, 4), np.float32)), n_clusters=2)
     rows = make_blobs(500, n_blobs=4)
