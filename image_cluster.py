@@ -17,22 +17,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from common import cli
-from common.backend import Backend, choose_backend
+from common.backend import choose_backend
 from common.cli import Stopwatch
-from common.commit import OutputLock, make_folder
+from common.commit import OutputLock
 from common.config import UserError
+from common.neighbors import Neighbors
+from image_parts.exports import EXPORT_DIR, FIFTYONE_NAME, write_exports, write_fiftyone
 from image_parts.extractors import identify_model
 from image_parts.features import Features, extract_features
+from image_parts.journal import Stage
 from image_parts.organize import FileReport, find_stage, organize, resume, undo
 from image_parts.pipeline import cluster_features, expand_to_images, place_in_space
 from image_parts.plan import plan_files
-from image_parts.purity import PurityReport, TrueLabels, compare_with_truth, measure_purity, read_truth
+from image_parts.purity import (
+    PurityReport,
+    TrueLabels,
+    compare_with_truth,
+    feature_neighbors,
+    measure_purity,
+    read_truth,
+)
 from image_parts.question import ask, can_ask, format_clusters
-from image_parts.records import BadImage, ClusteredImages
+from image_parts.records import BadImage, ClusteredImages, ImageRecord
 from image_parts.scan import ScannedImages, check_folders, list_images, n_workers_of, scan_images
 from image_parts.settings import ImageSettings
 from image_parts.tables import (
+    begin_results,
     find_finished,
     identify_run,
     read_tables,
@@ -41,6 +54,7 @@ from image_parts.tables import (
     write_run,
     write_tables,
 )
+from image_parts.visualize import draw_pictures
 
 log = logging.getLogger(__name__)
 
@@ -83,8 +97,11 @@ def run(
         return _finish_files(settings, forward=resume_files)
     watch = Stopwatch()
     input_dir, output_dir = check_folders(settings.input_dir, settings.output_dir)
-    _refuse_half_sorted(output_dir)
+    stage = _refuse_half_sorted(output_dir)
     with OutputLock(output_dir):
+        if stage == "finished" and _moved_all(input_dir, settings):
+            log.info("all images were moved by an earlier run; --undo puts them back")
+            return {"output_dir": str(output_dir), "files": {"stage": "finished", "n_changed": 0}}
         identity = identify_model(settings.model)
         scanned = scan_images(
             input_dir,
@@ -95,8 +112,9 @@ def run(
         )
         run_identity = identify_run(scanned, settings, identity)
         finished = find_finished(output_dir, run_identity, overwrite=overwrite)
-        outcome = _reuse(finished, scanned, output_dir) if finished else None
+        outcome = _reuse(finished, scanned, settings, input_dir, output_dir) if finished else None
         if outcome is None:
+            _refuse_sorted(stage, output_dir)
             outcome = _compute(scanned, settings, input_dir, output_dir)
             write_run(run_identity, outcome.summary, output_dir=output_dir, settings=settings)
         log.info("%d images in %d clusters:\n%s", len(outcome.clustered.records), outcome.clustered.n_clusters,
@@ -117,26 +135,35 @@ def _compute(scanned: ScannedImages, settings: ImageSettings, input_dir: Path, o
     backend = choose_backend(settings.acceleration.backend)
     reduced, assignment = cluster_features(features, settings, backend=backend)
     clustered = expand_to_images(features, assignment, place_in_space(reduced, settings, backend=backend))
-    truth = _truth(features, settings, input_dir)
+    truth = _truth(features.records, settings, input_dir)
     scores = compare_with_truth(clustered.labels, truth) if truth else None
 
-    make_folder(output_dir)
+    begin_results(output_dir)
+    neighbors = None
+    if settings.purity.enabled or settings.exports.embedding_atlas:
+        neighbors = feature_neighbors(features.vectors, settings.purity, device=backend.device)
     report = None
-    if settings.purity.enabled:
-        report = _measure(features, reduced.embedding, assignment.labels, clustered, settings, backend)
+    if settings.purity.enabled and neighbors is not None:
+        report = _measure(features, reduced.embedding, assignment.labels, clustered, neighbors, settings)
         write_purity(report, scores, output_dir=output_dir)
     write_bad_images(features.bad, output_dir=output_dir)
     write_tables(clustered, output_dir=output_dir, truth=truth.labels if truth else None)
+    if settings.visualization.enabled:
+        viz_dir = output_dir / settings.visualization.viz_dir
+        draw_pictures(clustered, settings=settings, viz_dir=viz_dir, n_workers=n_workers_of(settings.model.num_workers))
+    write_exports(
+        clustered, features=features, pca=reduced.pca, neighbors=neighbors, settings=settings, output_dir=output_dir
+    )
     return Outcome(clustered, features.bad, truth, _summarize(features, clustered, report, scores))
 
 
 def _measure(
     features: Features,
-    embedding: Any,
-    labels: Any,
+    embedding: np.ndarray,
+    labels: np.ndarray,
     clustered: ClusteredImages,
+    neighbors: Neighbors,
     settings: ImageSettings,
-    backend: Backend,
 ) -> PurityReport:
     watch = Stopwatch()
     report = measure_purity(
@@ -145,7 +172,7 @@ def _measure(
         labels,
         settings.purity,
         image_sizes=clustered.cluster_sizes,
-        device=backend.device,
+        neighbors=neighbors,
     )
     shown = ", ".join(f"{name} {_brief(report.metrics[name])}" for name in list(report.metrics)[:3])
     log.info("purity: %s (%s), %.1f s", report.verdict, shown, watch.seconds)
@@ -154,11 +181,11 @@ def _measure(
     return report
 
 
-def _truth(features: Features, settings: ImageSettings, input_dir: Path) -> TrueLabels | None:
+def _truth(records: list[ImageRecord], settings: ImageSettings, input_dir: Path) -> TrueLabels | None:
     if settings.purity.truth is None:
         return None
     subdir = settings.annotations.image_subdir
-    return read_truth(features.records, settings.purity.truth, input_dir=input_dir, image_subdir=subdir)
+    return read_truth(records, settings.purity.truth, input_dir=input_dir, image_subdir=subdir)
 
 
 def _summarize(
@@ -176,7 +203,9 @@ def _summarize(
     return summary | ({"truth": scores} if scores else {})
 
 
-def _reuse(finished: dict[str, Any], scanned: ScannedImages, output_dir: Path) -> Outcome | None:
+def _reuse(
+    finished: dict[str, Any], scanned: ScannedImages, settings: ImageSettings, input_dir: Path, output_dir: Path
+) -> Outcome | None:
     """The result of an earlier run of the same images and settings."""
     tables = read_tables(output_dir, scanned)
     if tables is None:
@@ -184,7 +213,7 @@ def _reuse(finished: dict[str, Any], scanned: ScannedImages, output_dir: Path) -
     clustered, undecoded = tables
     log.info("nothing changed since the last run: its clusters in %s are used again", output_dir)
     bad = [*scanned.bad, *(BadImage(record.path, record.relative_path, "cannot be decoded") for record in undecoded)]
-    return Outcome(clustered, bad, None, finished["summary"])
+    return Outcome(clustered, bad, _truth(clustered.records, settings, input_dir), finished["summary"])
 
 
 # --- The files -------------------------------------------------------------------------------------------------------
@@ -211,7 +240,11 @@ def _sort_files(
     )
     report = organize(plan, progress=settings.progress)
     truth = outcome.truth.labels if outcome.truth else None
-    write_tables(outcome.clustered, output_dir=output_dir, truth=truth, targets=plan.image_targets())
+    targets = plan.image_targets()
+    write_tables(outcome.clustered, output_dir=output_dir, truth=truth, targets=targets)
+    if settings.exports.fiftyone:
+        here = {source: output_dir / target for source, target in targets.items()}
+        write_fiftyone(outcome.clustered, path=output_dir / EXPORT_DIR / FIFTYONE_NAME, targets=here)
     return _tell(report)
 
 
@@ -227,11 +260,31 @@ def _finish_files(settings: ImageSettings, *, forward: bool) -> dict[str, Any]:
     return {"output_dir": str(output_dir), "files": _tell(report)}
 
 
-def _refuse_half_sorted(output_dir: Path) -> None:
+def _refuse_half_sorted(output_dir: Path) -> Stage:
     stage = find_stage(output_dir)
     if stage in ("unfinished", "undoing"):
         remedy = "--resume finishes it, --undo takes it back" if stage == "unfinished" else "--undo finishes it"
         raise UserError(f"the files in {output_dir} are half sorted ({stage}); start again with one option: {remedy}")
+    return stage
+
+
+def _refuse_sorted(stage: Stage, output_dir: Path) -> None:
+    """New clusters must not stand beside folders of old ones."""
+    if stage == "finished":
+        raise UserError(
+            f"{output_dir} holds files that were sorted by another result; put them back with --undo, or choose "
+            f"another output_dir"
+        )
+
+
+def _moved_all(input_dir: Path, settings: ImageSettings) -> bool:
+    if settings.mode != "move":
+        return False
+    try:
+        list_images(input_dir, extensions=settings.image_extensions)
+    except UserError:
+        return True
+    return False
 
 
 def _tell(report: FileReport) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from image_parts.settings import ImageSettings
 
 # Digits are 8 x 8 pixels: they fill the square, need no evening out, and black on white would be the same digit.
 DIGIT_VALUES: dict[str, dict[str, object]] = {
-    "model": {"name": "hog", "image_size": 64, "hog_cells": 8, "hog_orientations": 9},
+    "model": {"name": "hog", "image_size": 64, "hog_cells": 4},
     "preprocessing": {"equalization": "none", "polarity_invariant": False},
     "reduction": {"umap_min_dist": 0.0},
-    "clustering": {"min_cluster_size": 50, "min_samples": 10},
+    "clustering": {"min_cluster_size": 80},
     "purity": {"truth": "parent_folder"},
 }
 

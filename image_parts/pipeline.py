@@ -17,11 +17,17 @@ from common.backend import Backend
 from common.cli import Stopwatch
 from common.config import UserError
 from common.density import cluster_hdbscan, embed_umap
+from common.vectors import CovarianceSums, fit_pca
 from image_parts.features import Features
 from image_parts.records import NOISE, ClusteredImages
 from image_parts.settings import ClusteringSettings, ImageSettings, ReductionSettings
 
 log = logging.getLogger(__name__)
+
+# Beyond this many dimensions the eigenvectors of a covariance take minutes.
+_MAX_COVARIANCE = 4096
+# Rows whose mean is near enough to the mean of all.
+_SHIFT_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -78,16 +84,20 @@ def _embed(pca: np.ndarray, settings: ReductionSettings, *, n_components: int, b
 def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> np.ndarray:
     """Project vectors [u, d] on their first principal components: [u, min(n_components, u, d)] float32."""
     n_components = min(n_components, *vectors.shape)
+    n_rows, dimension = vectors.shape
     if backend.uses_cuml:
         from cuml.decomposition import PCA
 
         projected = PCA(n_components=n_components, output_type="numpy").fit_transform(vectors)
-    else:
-        from sklearn.decomposition import PCA
+        return np.ascontiguousarray(projected, dtype=np.float32)
+    if dimension <= min(n_rows, _MAX_COVARIANCE):
+        sums = CovarianceSums.empty(vectors[:_SHIFT_ROWS].mean(axis=0))
+        sums.add(vectors, device=backend.device)
+        return fit_pca(sums, n_components).transform(vectors)
+    from sklearn.decomposition import PCA
 
-        # By the covariance, whose size does not grow with the rows; with few rows their own matrix is smaller.
-        solver = "covariance_eigh" if len(vectors) >= vectors.shape[1] else "full"
-        projected = PCA(n_components=n_components, svd_solver=solver).fit_transform(vectors)
+    solver = "full" if n_rows <= _MAX_COVARIANCE else "randomized"
+    projected = PCA(n_components=n_components, svd_solver=solver, random_state=0).fit_transform(vectors)
     return np.ascontiguousarray(projected, dtype=np.float32)
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from common.config import UserError
-from common.neighbors import exact_neighbors
+from common.neighbors import Neighbors, exact_neighbors
 from common.quality import Agreement, Contingency
 from common.separation import CentroidCosines, CrossRatios, centroid_cosines, nn_cross_ratio
 from common.silhouette import silhouette_score
@@ -81,12 +81,15 @@ def measure_purity(
     settings: PuritySettings,
     *,
     image_sizes: np.ndarray | None = None,
+    neighbors: Neighbors | None = None,
     device: str = "cpu",
 ) -> PurityReport:
     """Measure clusters of distinct images: `vectors` [u, d], `embedding` [u, e], `labels` [u] with NOISE.
 
-    `image_sizes` [n_clusters] counts the images of each cluster with their duplicates.
+    `image_sizes` [n_clusters] counts the images of each cluster with their duplicates. `neighbors` is what
+    `feature_neighbors` gave, for callers that have it.
     """
+    neighbors = neighbors or feature_neighbors(vectors, settings, device=device)
     cosines = centroid_cosines(vectors, labels)
     silhouette = silhouette_score(
         embedding,
@@ -95,9 +98,12 @@ def measure_purity(
         sample_size=settings.silhouette_sample_size,
         random_state=settings.silhouette_random_state,
     )
-    # Asked in the whole, noise too: a neighbour that is noise is no neighbour in another cluster.
-    neighbors = exact_neighbors(vectors, min(settings.k_neighbors, len(vectors) - 1), metric="cosine", device=device)
     return judge_purity(cosines, silhouette, nn_cross_ratio(neighbors.indices, labels), labels, settings, image_sizes)
+
+
+def feature_neighbors(vectors: np.ndarray, settings: PuritySettings, *, device: str = "cpu") -> Neighbors:
+    """The nearest images of each image by the cosine of their features; depends on no clustering."""
+    return exact_neighbors(vectors, min(settings.k_neighbors, len(vectors) - 1), metric="cosine", device=device)
 
 
 def judge_purity(

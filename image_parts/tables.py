@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.commit import Identity, atomic_file, describe_changes, write_bytes, write_json
+from common.commit import (
+    Identity,
+    atomic_file,
+    describe_changes,
+    fingerprint_files,
+    make_folder,
+    sync_folder,
+    write_bytes,
+    write_json,
+)
 from common.config import UserError
 from common.outputs import library_versions
 from image_parts.extractors import ModelIdentity
@@ -46,7 +56,10 @@ def identify_run(scanned: ScannedImages, settings: ImageSettings, identity: Mode
     flat |= {f"model.{key}": value for key, value in features.items()}
     flat["preprocessing.l2_normalize"] = settings.preprocessing.l2_normalize
     flat["annotations.image_subdir"] = settings.annotations.image_subdir  # which folder names a true label
-    return Identity("image_cluster", flat, {"images": _fingerprint(scanned)})
+    inputs = {"images": _fingerprint(scanned)}
+    if settings.purity.truth and Path(settings.purity.truth).is_file():
+        inputs["truth"] = fingerprint_files([Path(settings.purity.truth)])
+    return Identity("image_cluster", flat, inputs)
 
 
 def find_finished(output_dir: Path, identity: Identity, *, overwrite: bool) -> dict[str, Any] | None:
@@ -65,10 +78,16 @@ def find_finished(output_dir: Path, identity: Identity, *, overwrite: bool) -> d
     if before == identity.to_dict():
         return dict(values)
     if overwrite:
-        path.unlink()
         return None
     changes = describe_changes(before, identity.to_dict())
     raise UserError(f"{output_dir} holds another result ({changes}); give --overwrite or another output_dir")
+
+
+def begin_results(output_dir: Path) -> None:
+    """Take run.json away: from here on, until it is written again, nobody takes the folder for a finished result."""
+    make_folder(output_dir)
+    (output_dir / RUN_JSON).unlink(missing_ok=True)
+    sync_folder(output_dir)
 
 
 def write_tables(
@@ -181,8 +200,6 @@ def write_run(identity: Identity, summary: Mapping[str, Any], *, output_dir: Pat
 
 
 def _fingerprint(scanned: ScannedImages) -> str:
-    import hashlib
-
     digest = hashlib.sha256(repr(scanned.value_range).encode())
     for record in scanned.records:
         digest.update(f"{record.shown_path}\0{record.sha256}\n".encode())

@@ -1,0 +1,214 @@
+"""The clusters as files that other tools open: Embedding Atlas, FiftyOne and the TensorBoard projector."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.cli import Stopwatch
+from common.commit import atomic_file, write_bytes
+from common.neighbors import Neighbors
+from image_parts.features import Features
+from image_parts.records import ClusteredImages, cluster_name, printable
+from image_parts.scan import n_workers_of
+from image_parts.settings import ImageSettings
+from image_parts.sprites import load_thumbnails, square_sprite
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+EXPORT_DIR = "exports"
+ATLAS_NAME = "embedding_atlas.parquet"
+FIFTYONE_NAME = "fiftyone.csv"
+PROJECTOR_DIR = "projector"
+
+# Beyond this many images the atlas comes without thumbnails: it would take minutes and hundreds of megabytes.
+_MAX_ATLAS_THUMBNAILS = 20_000
+_ATLAS_CHUNK = 1024
+# The projector loads no sprite with a longer side, and is slow with more points.
+_MAX_SPRITE_SIDE = 8192
+_MAX_PROJECTOR_POINTS = 10_000
+
+
+def write_exports(
+    clustered: ClusteredImages,
+    *,
+    features: Features,
+    pca: np.ndarray,
+    neighbors: Neighbors | None,
+    settings: ImageSettings,
+    output_dir: Path,
+) -> None:
+    """Write the exports that the settings ask for; `pca` [u, p] and `neighbors` [u, k] are of distinct images."""
+    watch = Stopwatch()
+    folder = output_dir / EXPORT_DIR
+    if settings.exports.embedding_atlas:
+        write_embedding_atlas(
+            clustered, rows=features.rows, pca=pca, neighbors=neighbors, settings=settings, path=folder / ATLAS_NAME
+        )
+    if settings.exports.fiftyone:
+        write_fiftyone(clustered, path=folder / FIFTYONE_NAME)
+    if settings.exports.tensorboard:
+        write_projector(clustered, vectors=pca[features.rows], settings=settings, folder=folder / PROJECTOR_DIR)
+    if any(settings.exports.model_dump().values()):
+        log.info("exports: %s, %.1f s", folder, watch.seconds)
+
+
+def write_embedding_atlas(
+    clustered: ClusteredImages,
+    *,
+    rows: np.ndarray,
+    pca: np.ndarray,
+    neighbors: Neighbors | None,
+    settings: ImageSettings,
+    path: Path,
+) -> None:
+    """Write one parquet that `embedding-atlas FILE --x x --y y --vector vector --image image` shows."""
+    import pyarrow.parquet as pq
+
+    writer: pq.ParquetWriter | None = None
+    with atomic_file(path) as file:
+        for start in range(0, len(clustered.records), _ATLAS_CHUNK):
+            part = slice(start, start + _ATLAS_CHUNK)
+            table = _atlas_table(clustered, part, rows, pca, neighbors, settings)
+            if writer is None:
+                writer = pq.ParquetWriter(file, table.schema, compression="zstd")
+            writer.write_table(table)
+        if writer is not None:
+            writer.close()
+
+
+def write_fiftyone(clustered: ClusteredImages, *, path: Path, targets: Mapping[str, Path] | None = None) -> None:
+    """Write a CSV for `fo.types.CSVDataset`: absolute `filepath` and what is known of each image.
+
+    `targets` (path of an image to where it lies now) is for images that were sorted.
+    """
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(["filepath", "cluster", "raw_label", "probability", "x", "y", "z", "sha256"])
+    for row, record in enumerate(clustered.records):
+        here = (targets or {}).get(str(record.path), record.path)
+        place = [f"{value:.6g}" for value in clustered.coordinates[row]]
+        name, raw = cluster_name(int(clustered.labels[row])), int(clustered.raw_labels[row])
+        writer.writerow([printable(str(here)), name, raw, f"{clustered.probabilities[row]:.6g}", *place, record.sha256])
+    write_bytes(path, text.getvalue().encode())
+
+
+def write_projector(clustered: ClusteredImages, *, vectors: np.ndarray, settings: ImageSettings, folder: Path) -> None:
+    """Write vectors.tsv, metadata.tsv, sprite.png and projector_config.pbtxt for `tensorboard --logdir FOLDER`.
+
+    `vectors` is [n, p]. Beyond what the projector can show, an even sample of the images is taken.
+    """
+    import cv2
+
+    size = settings.visualization.thumbnail_size
+    n_points = min(len(clustered.records), _MAX_PROJECTOR_POINTS, (_MAX_SPRITE_SIDE // size) ** 2)
+    chosen = np.linspace(0, len(clustered.records) - 1, n_points).astype(np.int64)
+    lines = io.StringIO()
+    np.savetxt(lines, vectors[chosen], fmt="%.5g", delimiter="\t")
+    write_bytes(folder / "vectors.tsv", lines.getvalue().encode())
+    write_bytes(folder / "metadata.tsv", _projector_metadata(clustered, chosen).encode())
+    sprite = square_sprite(_thumbnails(clustered, chosen, settings))
+    done, png = cv2.imencode(".png", cv2.cvtColor(sprite, cv2.COLOR_RGB2BGR))
+    if not done:
+        raise RuntimeError("OpenCV could not encode the sprite")
+    write_bytes(folder / "sprite.png", png.tobytes())
+    write_bytes(folder / "projector_config.pbtxt", _projector_config(len(chosen), vectors.shape[1], size).encode())
+
+
+def _atlas_table(
+    clustered: ClusteredImages,
+    part: slice,
+    rows: np.ndarray,
+    pca: np.ndarray,
+    neighbors: Neighbors | None,
+    settings: ImageSettings,
+) -> pa.Table:
+    import pyarrow as pa
+
+    records = clustered.records[part]
+    columns: dict[str, Any] = {
+        "x": pa.array(clustered.coordinates[part, 0], pa.float32()),
+        "y": pa.array(clustered.coordinates[part, 1], pa.float32()),
+        "z": pa.array(clustered.coordinates[part, 2], pa.float32()),
+        "cluster": pa.array([cluster_name(int(label)) for label in clustered.labels[part]], pa.string()),
+        "probability": pa.array(clustered.probabilities[part], pa.float32()),
+        "file": pa.array([record.shown_path for record in records], pa.string()),
+        "width": pa.array([record.width for record in records], pa.int32()),
+        "height": pa.array([record.height for record in records], pa.int32()),
+        "vector": pa.array(list(pca[rows[part]]), pa.list_(pa.float32())),
+    }
+    if neighbors is not None:
+        columns["neighbors"] = _neighbor_column(rows, part, neighbors)
+    if len(clustered.records) <= _MAX_ATLAS_THUMBNAILS:
+        chosen = np.arange(len(clustered.records))[part]
+        jpegs = _encode_jpegs(_thumbnails(clustered, chosen, settings))
+        columns["image"] = pa.array(
+            [{"bytes": jpeg, "path": record.shown_path} for jpeg, record in zip(jpegs, records, strict=True)],
+            pa.struct({"bytes": pa.binary(), "path": pa.string()}),
+        )
+    return pa.table(columns)
+
+
+def _neighbor_column(rows: np.ndarray, part: slice, neighbors: Neighbors) -> pa.Array:
+    """Neighbours as row numbers of this table: of several equal images the first stands for all."""
+    import pyarrow as pa
+
+    _, first_image = np.unique(rows, return_index=True)  # [u], as distinct images are numbered 0 … u - 1
+    distinct = rows[part]
+    values = [
+        {"ids": first_image[ids].tolist(), "distances": distances.tolist()}
+        for ids, distances in zip(neighbors.indices[distinct], neighbors.distances[distinct], strict=True)
+    ]
+    return pa.array(values, pa.struct({"ids": pa.list_(pa.int64()), "distances": pa.list_(pa.float64())}))
+
+
+def _thumbnails(clustered: ClusteredImages, chosen: np.ndarray, settings: ImageSettings) -> np.ndarray:
+    return load_thumbnails(
+        [clustered.records[row] for row in chosen],
+        size=settings.visualization.thumbnail_size,
+        value_range=clustered.value_range,
+        n_workers=n_workers_of(settings.model.num_workers),
+    )
+
+
+def _encode_jpegs(thumbnails: np.ndarray) -> Iterator[bytes]:
+    import cv2
+
+    for thumbnail in thumbnails:
+        done, encoded = cv2.imencode(".jpg", cv2.cvtColor(thumbnail, cv2.COLOR_RGB2BGR))
+        if not done:
+            raise RuntimeError("OpenCV could not encode a thumbnail")
+        yield encoded.tobytes()
+
+
+def _projector_metadata(clustered: ClusteredImages, chosen: np.ndarray) -> str:
+    """A header is wanted only where there is more than one column. Tabs and line ends in names would shift rows."""
+    lines = ["file\tcluster\tprobability"]
+    for row in chosen:
+        name = " ".join(clustered.records[row].shown_path.split())
+        lines.append(f"{name}\t{cluster_name(int(clustered.labels[row]))}\t{clustered.probabilities[row]:.4g}")
+    return "\n".join(lines) + "\n"
+
+
+def _projector_config(n_points: int, dimension: int, size: int) -> str:
+    return (
+        "embeddings {\n"
+        f'  tensor_name: "images: {n_points} x {dimension}"\n'
+        '  tensor_path: "vectors.tsv"\n'
+        '  metadata_path: "metadata.tsv"\n'
+        "  sprite {\n"
+        '    image_path: "sprite.png"\n'
+        f"    single_image_dim: {size}\n"
+        f"    single_image_dim: {size}\n"
+        "  }\n"
+        "}\n"
+    )
