@@ -1,0 +1,1 @@
+"""What train_metric_classifier.py is made of."""

@@ -1,0 +1,283 @@
+"""Checkpoints that are whole or not there: Hugging Face folders with what resuming needs beside the weights.
+
+A folder is written under another name, flushed, and renamed; its `state.json`, written last, lists the other files with
+their digests, so that a folder that was cut short afterwards is found out too. `best` is a link to the best of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from common.commit import make_folder, sync_folder, write_bytes, write_json
+from common.config import UserError
+from metric_parts.bank import Bank
+from metric_parts.model import JointModel
+from metric_parts.steps import Stepper
+
+log = logging.getLogger(__name__)
+
+STATE = "state.json"
+BEST = "best"
+
+_STEP_FOLDER = re.compile(r"^step-(\d{8})$")
+_BEST_FOLDER = re.compile(r"^best-(\d{8})$")
+_UNFINISHED = ".unfinished-"
+
+
+@dataclass
+class RunState:
+    """Where a run stands; with the weights and the optimizer, all that going on needs."""
+
+    step: int = 0  # optimizer steps done
+    epoch: int = 0
+    window: int = 0  # windows of this epoch that are done
+    batches: int = 0  # batches done, over all epochs
+    rows: int = 0
+    best_value: float | None = None
+    best_step: int | None = None
+    metrics_bytes: int = 0  # length of metrics.jsonl
+    running: dict[str, float] = field(default_factory=dict)  # sums of metrics since they were last logged
+    n_running: int = 0
+    frozen: dict[str, dict[str, float]] = field(default_factory=dict)  # scores of the frozen encoder
+    best_scores: dict[str, float] = field(default_factory=dict)
+    best_confusion: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint on disk."""
+
+    path: Path
+    state: RunState
+    identity: dict[str, Any]
+
+
+class CheckpointStore:
+    """The checkpoints of one run, in `checkpoints_dir`."""
+
+    def __init__(self, folder: Path, *, identity: dict[str, Any], keep_last_n: int) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.keep_last_n = keep_last_n
+
+    def save(self, state: RunState, *, model: JointModel, stepper: Stepper, bank: Bank) -> Path:
+        """Write the checkpoint of this step, then delete the oldest ones; raises UserError where the disk refuses."""
+        path = self.folder / f"step-{state.step:08d}"
+        with _new_folder(path) as unfinished:
+            save_model(model, unfinished)
+            _save_tensors(unfinished / "optimizer.pt", stepper.state_dict())
+            _save_tensors(unfinished / "bank.pt", _as_tensors(bank.state_dict()))
+            self._seal(unfinished, state)
+        for old in self._folders(_STEP_FOLDER)[: -self.keep_last_n]:
+            shutil.rmtree(old)
+        return path
+
+    def save_best(self, state: RunState, *, model: JointModel) -> Path:
+        """Write the model alone and let `best` point to it; the link is swapped in one rename."""
+        path = self.folder / f"best-{state.step:08d}"
+        with _new_folder(path) as unfinished:
+            save_model(model, unfinished)
+            self._seal(unfinished, state)
+        link = self.folder / BEST
+        fresh = self.folder / f".{BEST}.{uuid.uuid4().hex}"
+        fresh.symlink_to(path.name, target_is_directory=True)
+        fresh.replace(link)
+        sync_folder(self.folder)
+        for old in self._folders(_BEST_FOLDER):
+            if old != path:
+                shutil.rmtree(old)
+        return link
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, or None; damaged ones are passed over with a warning."""
+        for path in reversed(self._folders(_STEP_FOLDER)):
+            try:
+                return read_checkpoint(path)
+            except UserError as problem:
+                log.warning("%s; the one before it is tried", problem)
+        return None
+
+    def clear(self) -> None:
+        """Delete everything that a run writes into the folder."""
+        for path in self.folder.iterdir() if self.folder.is_dir() else ():
+            if path.is_symlink() or path.is_file():
+                if path.name != ".lock":
+                    path.unlink()
+            else:
+                shutil.rmtree(path)
+
+    def remove_unfinished(self) -> None:
+        """Delete what a killed run left half written."""
+        for path in self.folder.glob(f"{_UNFINISHED}*"):
+            shutil.rmtree(path)
+        for path in self.folder.glob(f".{BEST}.*"):
+            path.unlink()
+
+    def _seal(self, folder: Path, state: RunState) -> None:
+        files = {
+            str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": _digest(path)}
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        for name in files:
+            _flush(folder / name)
+        write_json(folder / STATE, {"state": asdict(state), "identity": self.identity, "files": files})
+
+    def _folders(self, pattern: re.Pattern[str]) -> list[Path]:
+        return sorted(path for path in self.folder.iterdir() if pattern.match(path.name) and path.is_dir())
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read what a checkpoint says of itself; raises UserError where it is not whole."""
+    try:
+        saved = json.loads((path / STATE).read_text(encoding="utf-8"))
+        state, identity, files = RunState(**saved["state"]), saved["identity"], saved["files"]
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is no checkpoint: it has no {STATE}; give a folder step-… of checkpoints_dir"
+        ) from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"checkpoint {path} is damaged: its {STATE} cannot be read; resume from another one") from None
+    for name, expected in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != expected["bytes"] or _digest(file) != expected["sha256"]:
+            raise UserError(f"checkpoint {path} is damaged: {name} is not what was written; resume from another one")
+    return Checkpoint(path, state, identity)
+
+
+def restore(checkpoint: Checkpoint, *, stepper: Stepper, bank: Bank) -> None:
+    """Load optimizer, schedule and bank; the weights come by loading the folder as a model."""
+    try:
+        stepper.load_state_dict(torch.load(checkpoint.path / "optimizer.pt", weights_only=True, map_location="cpu"))
+        state = torch.load(checkpoint.path / "bank.pt", weights_only=True)
+    except FileNotFoundError as problem:
+        raise UserError(f"{checkpoint.path} cannot be resumed from: it has no {Path(problem.filename).name}") from None
+    bank.load_state_dict({name: values.numpy() for name, values in state.items()})
+
+
+# --- Models ----------------------------------------------------------------------------------------------------------
+
+
+def save_model(model: JointModel, folder: Path) -> None:
+    """Write weights, tokenizer and labels as transformers reads them, and the files of sentence-transformers."""
+    from safetensors import SafetensorError
+
+    try:
+        model.network.save_pretrained(folder)
+    except SafetensorError as problem:  # a full disk comes as this, not as an OSError
+        raise OSError(_errno_of(problem), str(problem), str(folder)) from problem
+    model.tokenizer.save_pretrained(folder)
+    _write_sentence_transformers_files(model, folder)
+
+
+def _errno_of(problem: Exception) -> int | None:
+    found = re.search(r"os error (\d+)", str(problem))
+    return int(found[1]) if found else None
+
+
+def _write_sentence_transformers_files(model: JointModel, folder: Path) -> None:
+    dimension = model.network.config.hidden_size
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+    ]
+    make_folder(folder / "1_Pooling")
+    write_json(
+        folder / "1_Pooling" / "config.json",
+        {
+            "word_embedding_dimension": dimension,
+            "pooling_mode_cls_token": model.pooling != "mean",
+            "pooling_mode_mean_tokens": model.pooling == "mean",
+            "pooling_mode_max_tokens": False,
+            "pooling_mode_mean_sqrt_len_tokens": False,
+        },
+    )
+    if model.pooling == "pooler":
+        modules.append({"idx": 2, "name": "2", "path": "2_Dense", "type": "sentence_transformers.models.Dense"})
+        _write_pooler(model, folder / "2_Dense")
+    write_json(folder / "modules.json", modules)
+    write_json(folder / "sentence_bert_config.json", {"max_seq_length": model.max_length, "do_lower_case": False})
+    write_json(folder / "config_sentence_transformers.json", {"prompts": {}, "default_prompt_name": None})
+
+
+def _write_pooler(model: JointModel, folder: Path) -> None:
+    """The pooler of BERT's kind, tanh(W h + b) of the first token, as a module of sentence-transformers."""
+    from safetensors.torch import save
+
+    dense = getattr(model.network.base_model.pooler, "dense", None)
+    if dense is None:
+        raise UserError("pooling: pooler is for models whose pooler is one dense layer; set pooling: cls or mean")
+    make_folder(folder)
+    write_json(
+        folder / "config.json",
+        {
+            "in_features": dense.in_features,
+            "out_features": dense.out_features,
+            "bias": True,
+            "activation_function": "torch.nn.modules.activation.Tanh",
+        },
+    )
+    weights = {"linear.weight": dense.weight.detach().cpu(), "linear.bias": dense.bias.detach().cpu()}
+    write_bytes(folder / "model.safetensors", save(weights))
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that becomes `path` on a clean exit and vanishes on an exception."""
+    unfinished = path.with_name(f"{_UNFINISHED}{path.name}-{uuid.uuid4().hex}")
+    unfinished.mkdir(parents=True)
+    try:
+        yield unfinished
+        for folder in (unfinished, *(child for child in unfinished.rglob("*") if child.is_dir())):
+            sync_folder(folder)
+        if path.exists():  # of a run that was killed after it, or damaged: this run came back to the same step
+            shutil.rmtree(path)
+        unfinished.replace(path)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _save_tensors(path: Path, values: dict[str, Any]) -> None:
+    # Through memory, so that a full disk is an OSError with its number, not torch's own exception.
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    write_bytes(path, buffer.getvalue())
+
+
+def _as_tensors(arrays: dict[str, Any]) -> dict[str, Any]:
+    return {name: torch.from_numpy(values) for name, values in arrays.items()}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, _sha256).hexdigest()
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+_sha256: Callable[[], Any] = hashlib.sha256

@@ -1,0 +1,242 @@
+"""The network of both tasks: one encoder, the architecture's own classification head, and a pooled vector.
+
+The logits are those of transformers' sequence classification class, so that a checkpoint gives the same ones in every
+program that loads it. The vectors are pooled from the same forward pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from common.backend import choose_dtype
+from common.config import UserError
+from common.encoder import Pooling, batches_by_length, pool, read_pooling, resolve_model
+from metric_parts.settings import TrainerSettings
+
+log = logging.getLogger(__name__)
+
+_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16", "auto": "auto"}
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Texts as token numbers, cut to the longest length that is read."""
+
+    ids: list[np.ndarray]  # each [t] int32
+    n_truncated: int
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the network makes of many texts in evaluation mode."""
+
+    vectors: np.ndarray  # [n, d] float32, un-normalised
+    logits: np.ndarray  # [n, c] float32
+
+
+class JointModel:
+    """Encoder and head on one device; make one with `load_model`."""
+
+    def __init__(
+        self, network: Any, tokenizer: Any, *, pooling: Pooling, device: str, dtype: str, max_length: int
+    ) -> None:
+        self.network = network
+        self.tokenizer = tokenizer
+        self.pooling = pooling
+        self.device = device
+        self.dtype = dtype
+        self.max_length = max_length
+        self._base_output: Any = None
+        network.base_model.register_forward_hook(self._keep_base_output)
+
+    @property
+    def padding(self) -> int:
+        """The token number that fills up short texts."""
+        return int(self.tokenizer.pad_token_id or 0)
+
+    def head_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
+        """What is not part of the encoder."""
+        prefix = f"{self.network.base_model_prefix}."
+        return [(name, value) for name, value in self.network.named_parameters() if not name.startswith(prefix)]
+
+    def tokenize(self, texts: Sequence[str]) -> Tokens:
+        """Token numbers of texts; those that were cut are counted."""
+        ids: list[np.ndarray] = []
+        n_truncated = 0
+        for start in range(0, len(texts), 4096):
+            encoding = self.tokenizer(
+                list(texts[start : start + 4096]),
+                truncation=True,
+                max_length=self.max_length,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+            )
+            ids += [np.asarray(row, np.int32) for row in encoding["input_ids"]]
+            n_truncated += sum(bool(fast.overflowing) for fast in encoding.encodings or ())
+        return Tokens(ids, n_truncated)
+
+    def forward(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors [b, d] (un-normalised) and logits [b, c] of a padded batch, both float32."""
+        inputs = {name: values.to(self.device) for name, values in batch.items()}
+        with self._autocast():
+            output = self.network(**inputs)
+        if self.pooling == "pooler":
+            vectors = self._base_output.pooler_output.float()
+        else:
+            vectors = pool(self._base_output.last_hidden_state, inputs["attention_mask"], self.pooling)
+        self._base_output = None
+        return vectors, output.logits.float()
+
+    def encode(self, tokens: Tokens, *, rows: np.ndarray | None = None, batch_size: int = 128) -> Encoded:
+        """Encode texts in evaluation mode; the mode and the random numbers of training are left as they were."""
+        chosen = np.arange(len(tokens.ids)) if rows is None else rows
+        vectors = np.empty((len(chosen), self.network.config.hidden_size), np.float32)
+        logits = np.empty((len(chosen), self.network.config.num_labels), np.float32)
+        was_training = self.network.training
+        self.network.eval()
+        with torch.no_grad():
+            for places in batches_by_length([len(tokens.ids[row]) for row in chosen], batch_size):
+                out = self.forward(pad_rows([tokens.ids[chosen[place]] for place in places], padding=self.padding))
+                vectors[places], logits[places] = out[0].cpu().numpy(), out[1].cpu().numpy()
+        self.network.train(was_training)
+        return Encoded(vectors, logits)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        dtype = getattr(torch, self.dtype)
+        return torch.autocast(device_type=self.device.split(":")[0], dtype=dtype, enabled=self.dtype != "float32")
+
+    def _keep_base_output(self, module: Any, arguments: Any, output: Any) -> None:
+        self._base_output = output
+
+
+def pad_rows(ids: Sequence[np.ndarray], *, padding: int) -> dict[str, torch.Tensor]:
+    """Token numbers of some texts as one batch: `input_ids` and `attention_mask`, [b, t] int64."""
+    width = max(len(row) for row in ids)
+    padded = np.full((len(ids), width), padding, np.int64)
+    mask = np.zeros((len(ids), width), np.int64)
+    for index, row in enumerate(ids):
+        padded[index, : len(row)] = row
+        mask[index, : len(row)] = 1
+    return {"input_ids": torch.from_numpy(padded), "attention_mask": torch.from_numpy(mask)}
+
+
+# --- Loading ---------------------------------------------------------------------------------------------------------
+
+
+def load_model(
+    source: str,
+    *,
+    settings: TrainerSettings,
+    classes: Sequence[str],
+    device: str,
+    pooling: Pooling | None = None,
+) -> JointModel:
+    """Load a checkpoint for both tasks; a head with other classes than `classes` is made anew, from the seed.
+
+    `source` is a `model_name`; `pooling` overrides the settings, for checkpoints of ours.
+    Raises UserError where it is no model, has no tokenizer, or lacks weights of the encoder.
+    """
+    from transformers import AutoTokenizer
+
+    resolved = resolve_model(source)
+    dtype = choose_dtype(_PRECISIONS[settings.training.mixed_precision], device=device)
+    chosen = pooling or (read_pooling(resolved) if settings.pooling == "auto" else settings.pooling)
+    torch.manual_seed(settings.training.seed)
+    network = _load_network(resolved, classes, settings.training.attention_implementation, chosen)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(resolved)
+    except (OSError, ValueError) as problem:
+        raise UserError(f"model {source} has no usable tokenizer ({_one_line(problem)})") from None
+    max_length = _longest(settings.training.max_seq_length, network, tokenizer)
+    log.info("model %s: pooling %s, %s on %s, at most %d tokens", source, chosen, dtype, device, max_length)
+    return JointModel(network.to(device), tokenizer, pooling=chosen, device=device, dtype=dtype, max_length=max_length)
+
+
+def _load_network(resolved: str, classes: Sequence[str], attention: str, pooling: str) -> Any:
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(resolved)
+    except (OSError, ValueError) as problem:
+        raise UserError(f"model {resolved} cannot be loaded ({_one_line(problem)}); check model_name") from None
+    had_head = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
+    keeps_head = had_head and [str(config.id2label[index]) for index in sorted(config.id2label)] == list(classes)
+    config.id2label = dict(enumerate(classes))
+    config.label2id = {name: index for index, name in enumerate(classes)}
+    config.problem_type = "single_label_classification"
+    if hasattr(config, "classifier_pooling") and pooling in ("cls", "mean"):
+        config.classifier_pooling = pooling  # the architectures whose head can pool by the mean
+    network, missing = _from_pretrained(resolved, config, attention)
+    if had_head and not keeps_head:
+        _initialize_head(network)
+        log.info("the head of %s knows other classes; a new one is made", resolved)
+    prefix = f"{network.base_model_prefix}."
+    lacking = [name for name in missing if name.startswith(prefix) and "pooler" not in name]
+    if lacking:
+        raise UserError(
+            f"model {resolved} lacks {len(lacking)} weights of its encoder ({', '.join(lacking[:3])}…) that would be "
+            f"set at random; give a whole checkpoint"
+        )
+    return network
+
+
+def _from_pretrained(resolved: str, config: Any, attention: str) -> tuple[Any, list[str]]:
+    from transformers import AutoModelForSequenceClassification
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # the table of new weights is read below, not by eyes
+    transformers_logging.disable_progress_bar()
+    try:
+        for choice in _attention_choices(attention):
+            try:
+                network, info = AutoModelForSequenceClassification.from_pretrained(
+                    resolved,
+                    config=config,
+                    attn_implementation=choice,
+                    dtype=torch.float32,
+                    ignore_mismatched_sizes=True,
+                    output_loading_info=True,
+                )
+                return network, sorted(info["missing_keys"])
+            except (ImportError, ValueError) as problem:  # how transformers says that an attention cannot run here
+                if choice == "eager":
+                    raise
+                log.warning("attention %s cannot run here (%s); another one is used", choice, _one_line(problem))
+    except Exception as problem:  # missing, cut short or foreign weights: as many kinds as formats
+        raise UserError(f"model {resolved} cannot be loaded ({_one_line(problem)}); check model_name") from problem
+    finally:
+        transformers_logging.set_verbosity(level)
+    raise UserError(f"model {resolved} runs with no attention that is known; set attention_implementation: eager")
+
+
+def _attention_choices(asked: str) -> Iterator[str]:
+    yield asked
+    yield from (choice for choice in ("sdpa", "eager") if choice != asked)
+
+
+def _initialize_head(network: Any) -> None:
+    inside = set(map(id, network.base_model.modules()))
+    for module in network.modules():
+        if id(module) not in inside and isinstance(module, torch.nn.Linear):
+            torch.nn.init.normal_(module.weight, std=getattr(network.config, "initializer_range", 0.02))
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+
+
+def _longest(asked: int, network: Any, tokenizer: Any) -> int:
+    positions = getattr(network.config, "max_position_embeddings", None) or asked
+    # RoBERTa's kind numbers positions from padding_idx + 1 and so reads two tokens less than its table has rows.
+    offset = 2 if getattr(network.config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"} else 0
+    return int(min(asked, positions - offset, tokenizer.model_max_length))
+
+
+def _one_line(problem: BaseException) -> str:
+    return " ".join(str(problem).split())[:300]
