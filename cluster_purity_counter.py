@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import Field
 
 from common import cli
-from common.centroids import Centroids, add_centroid_columns, load_centroids
+from common.centroids import Centroids, add_centroid_columns, load_centroids, refuse_other_predictions
 from common.cluster_samples import ClusterSamples, sample_shard
 from common.commit import Identity, OutputLock, describe_changes, write_json
 from common.config import StageSettings, UserError
@@ -119,20 +119,6 @@ def _open_inputs(settings: Settings) -> tuple[ShardSet, Centroids]:
     centroids = load_centroids(settings.centroids_path)
     refuse_other_predictions(shards, centroids)
     return shards, centroids
-
-
-def refuse_other_predictions(shards: ShardSet, centroids: Centroids) -> None:
-    """Raise UserError where the ids in the shards are unfinished, or were predicted with other centroids."""
-    predicted = shards.layer("predict")
-    if predicted is None:
-        return
-    if not predicted["complete"]:
-        raise UserError(f"the cluster ids in {shards.folder} are unfinished; run {WRITTEN_BY} again to finish them")
-    if predicted["identity"]["inputs"]["centroids_out"] != centroids.fingerprint:
-        raise UserError(
-            f"the cluster ids in {shards.folder} were predicted with other centroids than {centroids.path}; "
-            f"run {WRITTEN_BY} --overwrite"
-        )
 
 
 def _is_complete(centroids: Centroids, identity: Identity, settings: Settings, *, overwrite: bool) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import platform
 from collections.abc import Iterable, Iterator, Sequence
@@ -184,16 +185,8 @@ class StageOutput:
 
     def finish(self, names: Sequence[str], settings: Section, totals: dict[str, Any]) -> Path:
         """Commit the folder: write `_SUCCESS` over the shards `names`, in order; returns its path."""
-        success = {
-            "stage": self.identity.stage,
-            "fingerprint": self.identity.fingerprint,
-            "identity": self.identity.to_dict(),
-            "config": settings_to_dict(settings),
-            "versions": library_versions(),
-            "shards": [shard_entry(self.folder / name) for name in names],
-            "totals": totals,
-            "layers": {},
-        }
+        entries = [shard_entry(self.folder / name) for name in names]
+        success = _success(self.identity, settings, entries, totals) | {"layers": {}}
         write_json(self.folder / SUCCESS, success)
         return self.folder / SUCCESS
 
@@ -238,6 +231,20 @@ class StageOutput:
                 continue  # a damaged shard is found again, and told, by is_done
             if stamp is not None:
                 yield stamp.identity
+
+
+def _success(
+    identity: Identity, settings: Section, entries: list[dict[str, Any]], totals: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "stage": identity.stage,
+        "fingerprint": identity.fingerprint,
+        "identity": identity.to_dict(),
+        "config": settings_to_dict(settings),
+        "versions": library_versions(),
+        "shards": entries,
+        "totals": totals,
+    }
 
 
 def shard_entry(path: Path) -> dict[str, Any]:
@@ -294,10 +301,29 @@ class FileOutput:
         stamp = read_stamp(self.path) if self.path.exists() and not self._overwrite else None
         return stamp is not None and stamp.fingerprint == self.identity.fingerprint
 
+    @property
+    def success(self) -> dict[str, Any] | None:
+        """What `finish` wrote beside the file, or None."""
+        path = self.path.with_suffix(".json")
+        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
+    def is_done(self, _name: str) -> bool:
+        """Whether the file is there; the same question as of a folder's shards."""
+        return self.is_complete
+
+    def task(self, _name: str, n_rows: int) -> ShardTask:
+        """The task of writing the file."""
+        return ShardTask(self.path, Stamp(self.identity.to_dict(), self.identity.fingerprint, n_rows))
+
     def write(self, table: pa.Table) -> None:
         """Commit the file."""
-        stamp = Stamp(self.identity.to_dict(), self.identity.fingerprint, table.num_rows)
-        write_shard(self.path, table.schema, [table], stamp)
+        self.task(self.path.name, table.num_rows).write(table.schema, [table])
+
+    def finish(self, _names: Sequence[str], settings: Section, totals: dict[str, Any]) -> Path:
+        """Write what was made, and from what, as JSON beside the file; returns its path."""
+        path = self.path.with_suffix(".json")
+        write_json(path, _success(self.identity, settings, [shard_entry(self.path)], totals))
+        return path
 
     def _refuse_other_content(self) -> None:
         if not self.path.exists():

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from common.config import StageSettings
 from common.engine import map_items
-from common.outputs import ShardTask, StageOutput
+from common.outputs import FileOutput, ShardTask, StageOutput
 from common.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,12 @@ Task = TypeVar("Task", bound=WritesShard)
 
 
 def write_missing_shards(
-    write: Callable[[Task], Any], tasks: Sequence[Task], output: StageOutput, settings: StageSettings, *, label: str
+    write: Callable[[Task], Any],
+    tasks: Sequence[Task],
+    output: StageOutput | FileOutput,
+    settings: StageSettings,
+    *,
+    label: str,
 ) -> int:
     """Run `write` for every task whose shard is not committed yet; returns the rows that were computed now."""
     todo = [task for task in tasks if not output.is_done(task.shard.name)]

@@ -1,0 +1,102 @@
+"""How right pseudo-labels would be: hide some gold labels, let the rules label their rows, and compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from common.pseudo_labels import ClusterLabels, Rows, Rules, decide
+from common.quality import Contingency
+from common.shards import ShardSet
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_PURITY_STEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
+
+ReadRows = Callable[["pa.Table"], Rows]
+
+
+@dataclass(frozen=True)
+class HiddenRows:
+    """The rows whose gold label is hidden, and what it was."""
+
+    rows: Rows
+    truth: np.ndarray  # [m] int64 label code
+
+
+def estimate_accuracy(
+    shards: ShardSet,
+    clusters: ClusterLabels,
+    names: Sequence[str],
+    *,
+    rules: Rules,
+    read_rows: ReadRows,
+    fraction: float,
+    seed: int,
+    recount: bool,
+    use_lower_bound: bool,
+    columns: Sequence[str],
+) -> list[str]:
+    """Lines that say accuracy and coverage of pseudo-labels on hidden gold labels, at the rules and at other purities.
+
+    With `recount` the clusters' purity and majority are counted again without the hidden labels, which otherwise would
+    have voted for themselves.
+    """
+    wanted = [name for name in dict.fromkeys(columns) if name in shards.schema.names]
+    hidden, counts = _hide(shards, wanted, names, read_rows=read_rows, fraction=fraction, seed=seed)
+    if recount:
+        clusters = _recounted(counts, clusters, names, use_lower_bound=use_lower_bound)
+    n_hidden = len(hidden.truth)
+    if n_hidden == 0:
+        return ["holdout: no gold labels to hide"]
+    lines = [f"holdout: {n_hidden:,} gold labels hidden; label by the rules:"]
+    for name, purity in (("metric", rules.metric_purity), ("classification", rules.classification_purity)):
+        prob = rules.metric_max_prob if name == "metric" else rules.classification_max_prob
+        lines.append(f"  {name}: {_score(hidden, clusters, rules, purity, prob)}")
+    for purity in _PURITY_STEPS:
+        lines.append(f"  at purity {purity:.2f}: {_score(hidden, clusters, rules, purity, rules.metric_max_prob)}")
+    return lines
+
+
+def _hide(
+    shards: ShardSet, columns: list[str], names: Sequence[str], *, read_rows: ReadRows, fraction: float, seed: int
+) -> tuple[HiddenRows, Contingency]:
+    rng = np.random.default_rng(seed)
+    counts, parts = Contingency(), []
+    for table in shards.iter_tables(columns):
+        rows = read_rows(table)
+        chosen = (rows.gold >= 0) & rows.usable & (rng.random(len(rows.gold)) < fraction)
+        known = np.where(chosen, -1, rows.gold)
+        counts.update(rows.cluster_ids, [names[code] if code >= 0 else None for code in known.tolist()])
+        parts.append((chosen, rows))
+    fields = ("gold", "cluster_ids", "max_prob", "predicted", "usable")
+    taken = {name: np.concatenate([getattr(rows, name)[chosen] for chosen, rows in parts]) for name in fields}
+    truth = taken["gold"]
+    return HiddenRows(Rows(**taken | {"gold": np.full_like(truth, -1)}), truth), counts
+
+
+def _recounted(
+    counts: Contingency, clusters: ClusterLabels, names: Sequence[str], *, use_lower_bound: bool
+) -> ClusterLabels:
+    quality = counts.per_cluster(cluster_ids=clusters.ids)
+    code_of = {name: code for code, name in enumerate(names)}
+    purity = quality.purity_lower_bound if use_lower_bound else np.nan_to_num(quality.purity)
+    majority = np.array([code_of.get(label or "", -1) for label in quality.majority_labels], np.int64)
+    return ClusterLabels(clusters.ids, majority, purity, quality.n_labeled)
+
+
+def _score(hidden: HiddenRows, clusters: ClusterLabels, rules: Rules, purity: float, prob: float) -> str:
+    tried = replace(
+        rules, metric_purity=purity, metric_max_prob=prob, classification_purity=purity, classification_max_prob=prob
+    )
+    decisions = decide(hidden.rows, clusters, tried)
+    labelled = decisions.labels >= 0
+    n_labelled = int(labelled.sum())
+    if n_labelled == 0:
+        return "accuracy –, coverage 0.0% (no row labelled)"
+    accuracy = float((decisions.labels == hidden.truth)[labelled].mean())
+    return f"accuracy {100 * accuracy:.1f}%, coverage {100 * n_labelled / len(labelled):.1f}% ({n_labelled:,} rows)"

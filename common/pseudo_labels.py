@@ -1,0 +1,210 @@
+"""Who gets which label, and for which of the two losses: the rules of stage 6, row by row in numpy.
+
+A row with a gold label keeps it. A row without one gets the majority label of its cluster, or the classifier's
+prediction, only if the cluster is pure enough and the classifier sure enough; the thresholds are apart for the metric
+loss and for the classification loss.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Source = Literal["cluster", "classifier"]
+
+# Codes of `label_source`; NONE is a row without a label.
+NONE, GOLD, CLUSTER, CLASSIFIER = 0, 1, 2, 3
+SOURCE_NAMES = {NONE: None, GOLD: "gold", CLUSTER: "cluster", CLASSIFIER: "classifier"}
+
+# Above every confidence of a pseudo-label, which is at most 1.
+GOLD_CONFIDENCE = 2.0
+
+
+@dataclass(frozen=True)
+class Rules:
+    """The thresholds of stage 6; see its settings for their meaning."""
+
+    metric_purity: float
+    metric_max_prob: float
+    classification_purity: float
+    classification_max_prob: float
+    min_labeled: int
+    require_agreement: bool
+    source: Source
+
+
+@dataclass(frozen=True)
+class ClusterLabels:
+    """What the clusters have to say, by cluster number 0 to k - 1."""
+
+    ids: np.ndarray  # [k] int64, rising
+    majority: np.ndarray  # [k] int64, code of the majority label; -1: none
+    purity: np.ndarray  # [k] float64, or its lower bound; 0 where there are no labels
+    n_labeled: np.ndarray  # [k] int64
+
+    def positions(self, cluster_ids: np.ndarray) -> np.ndarray:
+        """The number of each row's cluster, -1 for rows without one."""
+        places = np.minimum(np.searchsorted(self.ids, cluster_ids), len(self.ids) - 1)
+        return np.where(self.ids[places] == cluster_ids, places, -1)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What stage 6 knows of some rows; label codes are of one common list of names, -1 is none."""
+
+    gold: np.ndarray  # [n] int64 label code
+    cluster_ids: np.ndarray  # [n] int64, -1: none
+    max_prob: np.ndarray  # [n] float64, NaN: no probabilities
+    predicted: np.ndarray  # [n] int64 label code
+    usable: np.ndarray  # [n] bool: has a text
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """A label and two masks for each row, and why."""
+
+    labels: np.ndarray  # [n] int64 label code, -1: none
+    source: np.ndarray  # [n] int8, codes above
+    metric_mask: np.ndarray  # [n] bool
+    classifier_mask: np.ndarray  # [n] bool
+    confidence: np.ndarray  # [n] float64: GOLD_CONFIDENCE, or purity times probability
+    reasons: np.ndarray  # [n] int8, index into REASONS
+
+    @property
+    def used(self) -> np.ndarray:
+        """[n] bool: the row takes part in at least one loss."""
+        return self.metric_mask | self.classifier_mask
+
+    def without(self, left_out: np.ndarray) -> Decisions:
+        """The same with the rows `left_out` [n] bool in no loss; gold labels stay, pseudo-labels go."""
+        pseudo = left_out & self.used & (self.source != GOLD)
+        return Decisions(
+            labels=np.where(pseudo, -1, self.labels),
+            source=np.where(pseudo, NONE, self.source).astype(np.int8),
+            metric_mask=self.metric_mask & ~left_out,
+            classifier_mask=self.classifier_mask & ~left_out,
+            confidence=self.confidence,
+            reasons=np.where(left_out & self.used, BALANCED_OUT, self.reasons).astype(np.int8),
+        )
+
+
+REASONS = (
+    "gold label",
+    "pure cluster and sure classifier",
+    "no text",
+    "no cluster",
+    "cluster has too few labels",
+    "cluster is not pure enough",
+    "classifier is not sure enough",
+    "cluster and classifier disagree",
+    "no prediction",
+    "left out to balance the classes",
+)
+_GOLD, _LABELLED, _NO_TEXT, _NO_CLUSTER, _FEW_LABELS, _IMPURE, _UNSURE, _DISAGREE, _NO_PREDICTION, BALANCED_OUT = range(
+    10
+)
+
+
+def decide(rows: Rows, clusters: ClusterLabels, rules: Rules) -> Decisions:
+    """Apply the rules to some rows."""
+    place = clusters.positions(rows.cluster_ids)
+    in_cluster = place >= 0
+    majority = np.where(in_cluster, clusters.majority[place], -1)
+    purity = np.where(in_cluster, clusters.purity[place], 0.0)
+    candidate = majority if rules.source == "cluster" else rows.predicted
+    may_label = rows.usable & (rows.gold < 0) & (candidate >= 0)
+    if rules.source == "cluster":
+        may_label &= in_cluster & (np.where(in_cluster, clusters.n_labeled[place], 0) >= rules.min_labeled)
+    if rules.require_agreement:
+        may_label &= (majority == rows.predicted) & (majority >= 0)
+    # Without probabilities only a threshold of zero is met.
+    probability = np.nan_to_num(rows.max_prob, nan=0.0)
+    cluster_counts = rules.source == "cluster" or rules.require_agreement
+
+    def passes(least_purity: float, least_prob: float) -> np.ndarray:
+        pure = (purity >= least_purity) if cluster_counts else True
+        return may_label & pure & (probability >= least_prob)
+
+    metric = passes(rules.metric_purity, rules.metric_max_prob)
+    classification = passes(rules.classification_purity, rules.classification_max_prob)
+    gold = rows.usable & (rows.gold >= 0)
+    labelled = metric | classification
+    sureness = np.where(np.isnan(rows.max_prob), 1.0, rows.max_prob)
+    return Decisions(
+        labels=np.where(rows.gold >= 0, rows.gold, np.where(labelled, candidate, -1)),
+        source=np.where(
+            rows.gold >= 0, GOLD, np.where(labelled, CLUSTER if rules.source == "cluster" else CLASSIFIER, NONE)
+        ).astype(np.int8),
+        metric_mask=gold | metric,
+        classifier_mask=gold | classification,
+        confidence=np.where(gold, GOLD_CONFIDENCE, (purity if cluster_counts else 1.0) * sureness),
+        reasons=_reasons(rows, clusters, rules, place, majority, purity, labelled),
+    )
+
+
+def _reasons(
+    rows: Rows,
+    clusters: ClusterLabels,
+    rules: Rules,
+    place: np.ndarray,
+    majority: np.ndarray,
+    purity: np.ndarray,
+    labelled: np.ndarray,
+) -> np.ndarray:
+    """The first reason that applies, in the order in which a person would ask."""
+    needs_cluster = rules.source == "cluster" or rules.require_agreement
+    least_purity = min(rules.metric_purity, rules.classification_purity)
+    n_labeled = np.where(place >= 0, clusters.n_labeled[place], 0)
+    too_few = (n_labeled < max(rules.min_labeled if rules.source == "cluster" else 0, 1)) | (majority < 0)
+    questions = [
+        (~rows.usable, _NO_TEXT),
+        (rows.gold >= 0, _GOLD),
+        (labelled, _LABELLED),
+        (needs_cluster & (place < 0), _NO_CLUSTER),
+        (needs_cluster & too_few, _FEW_LABELS),
+        (needs_cluster & (purity < least_purity), _IMPURE),
+        ((rules.source == "classifier") & (rows.predicted < 0), _NO_PREDICTION),
+        (rules.require_agreement & (majority != rows.predicted), _DISAGREE),
+    ]
+    conditions = [np.broadcast_to(condition, place.shape) for condition, _ in questions]
+    return np.select(conditions, [code for _, code in questions], default=_UNSURE).astype(np.int8)
+
+
+# --- Balance ---------------------------------------------------------------------------------------------------------
+
+
+class MostConfident:
+    """The `limit` most confident rows of each class over a stream, in memory that grows with what is kept alone.
+
+    Of equally confident rows the earlier stay.
+    """
+
+    def __init__(self, limits: np.ndarray) -> None:
+        self._limits = limits  # [c] int64 rows to keep of each class
+        self._kept = [(np.zeros(0), np.zeros(0, np.int64)) for _ in limits]  # (confidence, row number) of each class
+
+    def add(self, first_row: int, labels: np.ndarray, confidence: np.ndarray, used: np.ndarray) -> None:
+        """Offer rows `first_row`, …; only those `used` count."""
+        for label in np.unique(labels[used]):
+            rows = np.flatnonzero(used & (labels == label))
+            kept_confidence, kept_rows = self._kept[label]
+            all_confidence = np.concatenate([kept_confidence, confidence[rows]])
+            all_rows = np.concatenate([kept_rows, rows + first_row])
+            order = np.lexsort((all_rows, -all_confidence))[: self._limits[label]]
+            self._kept[label] = (all_confidence[order], all_rows[order])
+
+    def rows(self) -> np.ndarray:
+        """The numbers of all kept rows, rising."""
+        return np.sort(np.concatenate([rows for _, rows in self._kept])) if self._kept else np.zeros(0, np.int64)
+
+
+def class_limits(counts: np.ndarray, *, downsample: bool, max_per_class: int | None) -> np.ndarray:
+    """How many rows of each class may take part; `counts` [c] are the rows that would."""
+    limits = counts.copy()
+    if downsample and (counts > 0).any():
+        limits = np.minimum(limits, counts[counts > 0].min())
+    if max_per_class is not None:
+        limits = np.minimum(limits, max_per_class)
+    return limits
