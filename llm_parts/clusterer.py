@@ -62,7 +62,7 @@ class Clusterer:
         self.counts: Counter[str] = Counter()  # what happened, for the report
         self._client = client
         self._options = options
-        self._vectors = vectors
+        self.vectors = vectors
         self._proposer = proposer or Proposer()
         context = PromptContext(options.business_context, options.language)
         self._context = context
@@ -152,7 +152,7 @@ class Clusterer:
 
     def _known_cards(self, requests: Sequence[Request]) -> list[dict[str, str]]:
         """The known clusters that a proposer should see: the few nearest to each request, the most often near first."""
-        index = ClusterIndex(self.registry.live(), self._vectors)
+        index = ClusterIndex(self.registry.live(), self.vectors)
         if not len(index):
             return []
         similarity = index.similarities(self._vectors_of(requests))
@@ -210,7 +210,7 @@ class Clusterer:
         verdicts: dict[int, Verdict] = {}
         left = list(requests)
         if records and left:
-            ranked = ClusterIndex(records, self._vectors).ranked(self._vectors_of(left))
+            ranked = ClusterIndex(records, self.vectors).ranked(self._vectors_of(left))
             ranking = {request.position: ids for request, ids in zip(left, ranked, strict=True)}
             cards = {record.cluster_id: record.to_prompt() for record in records}
             for start, stop in self._windows(len(records)):
@@ -312,7 +312,7 @@ class Clusterer:
         live = self.registry.live()
         if len(live) < 2:
             return []
-        similarity = cluster_similarities(live, self._vectors)
+        similarity = cluster_similarities(live, self.vectors)
         np.fill_diagonal(similarity, -2.0)
         fresh = set(self._fresh)
         rows = [row for row, record in enumerate(live) if record.cluster_id in fresh]
@@ -355,7 +355,7 @@ class Clusterer:
             log.info("request %s: %s -> %s (%s)", assignment.request_id, before, assignment.cluster_id, reason)
 
     def _vectors_of(self, requests: Sequence[Request]) -> np.ndarray:
-        return self._vectors.of([request.text for request in requests])
+        return self.vectors.of([request.text for request in requests])
 
 
 def _case(request: Request, ranking: Sequence[str], start: int, stop: int) -> Case:
