@@ -221,8 +221,9 @@ class LlmClient:
         call = self._call(request)
         all_cached, failure, text = True, None, ""
         for n_attempts in (1, 2):
+            key = self._key(call)
             try:
-                stored, cached = self._fetch(call, request, fresh=fresh)
+                stored, cached = self._fetch(call, request, key=key, fresh=fresh)
             except Unanswered as problem:
                 return Answer(None, Failure(problem.kind, problem.message, problem.n_attempts), text)
             all_cached &= cached
@@ -235,7 +236,7 @@ class LlmClient:
                     max_chars=self.settings.max_answer_chars,
                 )
             except InvalidAnswer as invalid:
-                self.ledger.count_failure(request.step, invalid.kind)
+                self.ledger.count_unusable(request.step, invalid.kind, key=key)
                 failure = Failure(invalid.kind, invalid.message, n_attempts)
                 call = asked_again(call, text=stored.reply.text, invalid=invalid)
                 continue
@@ -253,10 +254,13 @@ class LlmClient:
             max_tokens=settings.max_answer_tokens,
         )
 
-    def _fetch(self, call: WireCall, request: LlmRequest[Any], *, fresh: bool) -> tuple[StoredReply, bool]:
+    def _key(self, call: WireCall) -> str:
+        wire = self._sender.wire
+        return cache_key(call, provider=wire.name, model=wire.model, seed=self.settings.seed)
+
+    def _fetch(self, call: WireCall, request: LlmRequest[Any], *, key: str, fresh: bool) -> tuple[StoredReply, bool]:
         """A reply and whether it was in the cache; a new one is in the cache before it is returned."""
         sender, cache, prompts = self._opened()
-        key = cache_key(call, provider=sender.wire.name, model=sender.wire.model, seed=self.settings.seed)
         with self._flights.hold(key):
             stored = None if fresh else cache.get(key)
             if stored is None:

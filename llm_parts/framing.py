@@ -31,13 +31,19 @@ def framed(call: WireCall, *, mode: Mode, schema_in_prompt: bool) -> WireCall:
     """
     if call.schema is None:
         return call
+    named = with_schema_name(call)
+    return replace(named, messages=_appended(named.messages, _instruction(call, mode, schema_in_prompt)))
+
+
+def with_schema_name(call: WireCall) -> WireCall:
+    """The call with `schema: NAME` at the head of its system message, for servers that are told in no other place."""
     head = f"schema: {call.schema_name}"
     messages = [dict(message) for message in call.messages]
     if messages and messages[0]["role"] == "system":
         messages[0]["content"] = f"{head}\n\n{messages[0]['content']}"
     else:
         messages.insert(0, {"role": "system", "content": head})
-    return replace(call, messages=_appended(messages, _instruction(call, mode, schema_in_prompt)))
+    return replace(call, messages=messages)
 
 
 def asked_again(call: WireCall, *, text: str, invalid: InvalidAnswer) -> WireCall:

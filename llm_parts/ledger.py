@@ -57,6 +57,7 @@ class Ledger:
         self.price = price
         self._lock = threading.Lock()
         self._steps: dict[str, StepLedger] = {}
+        self._unusable: set[str] = set()  # keys of the replies that were counted as failures
 
     def count_call(self, step: str) -> None:
         """A call is sent."""
@@ -81,9 +82,16 @@ class Ledger:
             counts.cached_tokens_out += tokens_out
 
     def count_failure(self, step: str, kind: str) -> None:
-        """An attempt failed, whether by the network or by an answer that is none."""
+        """An attempt failed by the network or the server."""
         with self._lock:
             self._step(step).attempts[kind] += 1
+
+    def count_unusable(self, step: str, kind: str, *, key: str) -> None:
+        """A reply could not be used; one reply counts once, however often the cache gives it."""
+        with self._lock:
+            if key not in self._unusable:
+                self._unusable.add(key)
+                self._step(step).attempts[kind] += 1
 
     def count_quarantined(self, step: str) -> None:
         """A call was given up."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from common.config import UserError
 from llm_parts.cache import AnswerCache, StoredReply
-from llm_parts.framing import count_text_tokens, count_tokens, framed
+from llm_parts.framing import count_text_tokens, count_tokens, framed, with_schema_name
 from llm_parts.ledger import Ledger, PromptLog, cost_of
 from llm_parts.limits import Budget, RateLimiter
 from llm_parts.settings import KEY_NAMES, LlmSettings
@@ -179,9 +179,9 @@ class Sender:
         log.info("llm: %s; trying %s", error.message, self.wire.capabilities)
 
     def _send_once(self, call: WireCall, capabilities: Capabilities, step: str) -> StoredReply:
-        is_probe = call.schema_name == _PREFLIGHT.schema_name
-        sent = call
-        if not (is_probe and capabilities.mode != "prompt"):
+        if call.schema_name == _PREFLIGHT.schema_name:  # which says nothing of JSON
+            sent = with_schema_name(call)
+        else:
             sent = framed(call, mode=capabilities.mode, schema_in_prompt=self.wire.schema_in_prompt)
         n_tokens = count_tokens(sent.messages)
         self._rate.wait(self.stopped)
