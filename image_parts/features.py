@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +41,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Features:
-    """The vectors of all images that could be decoded; images of equal content share a row."""
+    """The vectors of all images that could be decoded; images of equal content or equal vectors share a row."""
 
     records: list[ImageRecord]
     rows: np.ndarray  # [n] int64: for each record its row in `vectors`
@@ -91,6 +92,7 @@ def extract_features(scanned: ScannedImages, settings: ImageSettings, *, progres
     features = _assemble(scanned, keys, wanted, vectors, reasons, int(found.sum()))
     if settings.preprocessing.l2_normalize:
         _normalize_in_place(features.vectors)
+    features = _merge_equal(features)
     log.info(
         "features: %d of %s, %d from the cache, %d computed, %d unreadable, %.1f s",
         len(features.vectors), settings.model.name, features.n_cached, features.n_computed, len(reasons), watch.seconds,
@@ -294,6 +296,18 @@ def _assemble(
         n_cached=n_cached,
         n_computed=len(wanted) - n_cached - len(reasons),
     )
+
+
+def _merge_equal(features: Features) -> Features:
+    """Let files of other bytes but equal vectors, such as the same picture with other EXIF, share one row."""
+    first: dict[bytes, int] = {}
+    merged = np.empty(len(features.vectors), np.int64)  # for each row its new one
+    keep = np.zeros(len(features.vectors), bool)
+    for row, vector in enumerate(features.vectors):
+        digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
+        keep[row] = digest not in first
+        merged[row] = first.setdefault(digest, len(first))
+    return replace(features, rows=merged[features.rows], vectors=_keep_rows(features.vectors, keep))
 
 
 def _keep_rows(matrix: np.ndarray, keep: np.ndarray) -> np.ndarray:
