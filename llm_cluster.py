@@ -207,9 +207,9 @@ def open_client(settings: LlmClusterSettings, output: BatchOutput) -> LlmClient:
 
 
 def _make_clusterer(settings: LlmClusterSettings, client: LlmClient, registry: ClusterRegistry) -> Clusterer:
-    from llm_parts.shortlist import ModelEmbedder, TextVectors
+    from llm_parts.shortlist import TextVectors, make_embedder
 
-    vectors = TextVectors(ModelEmbedder(settings.embedder))
+    vectors = TextVectors(make_embedder(settings.embedder))
     return Clusterer(client, registry, options=settings, vectors=vectors, batch_id=settings.batch_id)
 
 

