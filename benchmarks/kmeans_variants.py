@@ -105,7 +105,9 @@ def main() -> None:
                 wall, cpu = time.perf_counter(), time.process_time()
                 centroids = train(seed)
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                runs[name].append((float(assign(vectors, centroids)[1].sum(dtype=np.float64)), wall, cpu))
+                inertia = float(assign(vectors, centroids)[1].sum(dtype=np.float64))
+                runs[name].append((inertia, wall, cpu))
+                print(f"{name}, seed {seed}: inertia {inertia:.6g}, {wall:.2f} s, cpu {cpu:.2f} s", file=sys.stderr)
         for name, measured in runs.items():
             inertia, wall, cpu = np.median(np.array(measured), axis=0)
             print(
