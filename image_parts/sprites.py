@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 PAPER = 244  # the grey around thumbnails that are no squares
 _MACROBLOCK = 16  # pixels that JPEG codes together: cells of a multiple of it do not bleed into each other
 _SHEET_SIDE = 2048  # pixels; larger ones are refused by the graphics memory of some phones
+_N_SAMPLED = 250  # thumbnails that are encoded to choose a quality
 _QUALITIES = (86, 80, 72, 62, 50, 38, 26)
 
 
@@ -97,13 +98,13 @@ def pack_sprites(thumbnails: np.ndarray, *, max_bytes: int) -> SpriteSheets:
     size = thumbnails.shape[1]
     while True:
         for quality in _QUALITIES:
+            if _estimate_bytes(thumbnails, quality=quality) > max_bytes:
+                continue
             packed = _pack(thumbnails, quality=quality)
             if packed.n_bytes <= max_bytes:
                 return packed
-            if packed.n_bytes > 4 * max_bytes:  # no quality saves that much
-                break
         if size <= _MACROBLOCK:
-            return packed
+            return _pack(thumbnails, quality=_QUALITIES[-1])
         size = max(_MACROBLOCK, size // 2)
         thumbnails = np.stack([fit_square(thumbnail, size=size) for thumbnail in thumbnails])
         log.info("thumbnails are shrunk to %d pixels to keep the page small", size)
@@ -113,6 +114,13 @@ def square_sprite(thumbnails: np.ndarray) -> np.ndarray:
     """Lay thumbnails [n, s, s, 3] out in one square, row first, as the TensorBoard projector wants: [m, m, 3] uint8."""
     n_columns = math.ceil(math.sqrt(len(thumbnails)))
     return _lay_out(thumbnails, n_columns=n_columns, n_rows=n_columns, cell=thumbnails.shape[1])
+
+
+def _estimate_bytes(thumbnails: np.ndarray, *, quality: int) -> float:
+    """Bytes of all sheets, from those of a sample."""
+    step = max(1, len(thumbnails) // _N_SAMPLED)
+    sample = thumbnails[::step]
+    return _pack(sample, quality=quality).n_bytes / max(1, len(sample)) * len(thumbnails)
 
 
 def _pack(thumbnails: np.ndarray, *, quality: int) -> SpriteSheets:

@@ -5,11 +5,11 @@ const n = data.x.length;
 const clusterOf = new Map(data.clusters.map((cluster) => [cluster.label, cluster]));
 const isDark = matchMedia("(prefers-color-scheme: dark)");
 const maxSamples = 60;
-const dotSize = Math.max(2.2, Math.min(6, 150 / Math.sqrt(n + 400)));
+const dotSize = Math.max(2.6, Math.min(8, 200 / Math.sqrt(n + 400)));
 // As near as the extent of the cloud allows: 1.73 is the diagonal of a full cube.
 const reach = Math.hypot(...data.extent) / Math.max(...data.extent) / 1.73;
 const homeEye = { x: 1.16 * reach, y: 1.16 * reach, z: 0.68 * reach };
-const state = { chosen: null, pinned: null, shown: null, turning: 0 };
+const state = { chosen: null, pinned: null, shown: null, turning: 0, wheel: 0, marking: 0 };
 const ui = {};
 
 function build(tag, attributes, ...children) {
@@ -131,8 +131,10 @@ function choose(label) {
 }
 
 function show(point) {
+  if (point === state.shown) return; // drawing the ring makes Plotly look for the point again
   showCard(point);
-  markPoint(point);
+  cancelAnimationFrame(state.marking);
+  state.marking = requestAnimationFrame(() => markPoint(point));
 }
 
 function pin(point) {
@@ -273,6 +275,13 @@ function startTurning() {
   state.turning = requestAnimationFrame(step);
 }
 
+/** Plotly tells the camera of a turn of the wheel only at the next one: a wheel event that turns nothing lets it catch up. */
+function catchUpWithWheel(event) {
+  if (!event.isTrusted) return;
+  clearTimeout(state.wheel);
+  state.wheel = setTimeout(() => event.target.dispatchEvent(new WheelEvent("wheel", { bubbles: true, deltaY: 0 })), 120);
+}
+
 function stopTurning() {
   cancelAnimationFrame(state.turning);
   state.turning = 0;
@@ -306,11 +315,11 @@ function buildPage() {
     build("aside", {}, ui.card, build("section", { id: "groups", "aria-label": "Clusters" },
       build("div", { class: "head" }, build("h2", {}, "Clusters"), ui.all), ui.list)));
   ui.stage.addEventListener("pointerdown", stopTurning);
+  ui.stage.addEventListener("wheel", catchUpWithWheel, { passive: true });
   document.addEventListener("keydown", (event) => {
     if (event.key !== "Escape") return;
     state.pinned = null;
-    showCard(null);
-    markPoint(null);
+    show(null);
   });
   isDark.addEventListener("change", () => {
     listClusters();
