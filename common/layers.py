@@ -16,6 +16,9 @@ from common.shards import SUCCESS, Shard, ShardSet, Stamp, read_stamp
 if TYPE_CHECKING:
     import pyarrow as pa
 
+# The identity of shards that no stage of this suite made.
+PLAIN_FOLDER = {"stage": "plain folder"}
+
 AddColumns = Callable[["pa.Table"], "pa.Table"]
 
 
@@ -27,6 +30,7 @@ class LayerTask:
     layer: str
     identity: dict[str, Any]
     fingerprint: str
+    folder_fingerprint: str = ""  # of the folder, for a shard without a stamp: it becomes a part of that folder
 
     def is_done(self) -> bool:
         """Whether the shard has the layer with this fingerprint."""
@@ -35,7 +39,7 @@ class LayerTask:
 
     def write(self, add_columns: AddColumns) -> int:
         """Rewrite the shard as `add_columns` returns each of its tables; it must keep the rows and their order."""
-        before = read_stamp(self.shard.path) or Stamp({}, "", self.shard.n_rows)
+        before = read_stamp(self.shard.path) or Stamp(PLAIN_FOLDER, self.folder_fingerprint, self.shard.n_rows)
         layers = {**before.layers, self.layer: {"identity": self.identity, "fingerprint": self.fingerprint}}
         stamp = Stamp(before.identity, before.fingerprint, before.n_rows, layers)
         schema = add_columns(self.shard.schema.empty_table()).schema
@@ -96,7 +100,8 @@ class LayerOutput:
 
     def task(self, shard: Shard) -> LayerTask:
         """The task of adding the layer to one shard."""
-        return LayerTask(shard, self.name, self.identity.to_dict(), self.identity.fingerprint)
+        identity = self.identity
+        return LayerTask(shard, self.name, identity.to_dict(), identity.fingerprint, self.shard_set.fingerprint)
 
     def begin(self) -> None:
         """Mark the layer as being written, so that no reader takes half of it for the whole."""
@@ -125,7 +130,7 @@ class LayerOutput:
         return {
             "stage": "plain folder",
             "fingerprint": self.shard_set.fingerprint,
-            "identity": {"stage": "plain folder"},
+            "identity": PLAIN_FOLDER,
             "versions": library_versions(),
             "totals": {"rows": self.shard_set.n_rows},
         }
