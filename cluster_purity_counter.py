@@ -59,7 +59,7 @@ def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     watch = cli.Stopwatch()
     shards, centroids = _open_inputs(settings)
     identity = make_identity(settings, shards, centroids)
-    with OutputLock(settings.centroids_path):
+    with OutputLock(settings.centroids_path, is_file=True):
         if _is_complete(centroids, identity, settings, overwrite=overwrite):
             log.info("nothing to do: %s already has the purity of these shards", centroids.path)
             return _read_result(settings)

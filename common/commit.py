@@ -130,14 +130,17 @@ class OutputLock:
         with OutputLock("runs/demo/pca"):
             ...
 
+    An output that does not exist yet is a file where its name has a suffix, unless `is_file` says what it will be.
     Raises LockHeld (exit 75) with the holder's pid, host and start where another run has it.
     """
 
-    def __init__(self, output: str | Path) -> None:
+    def __init__(self, output: str | Path, *, is_file: bool | None = None) -> None:
         self.output = Path(output)
+        self._is_file = is_file
 
     def __enter__(self) -> OutputLock:
-        if self.output.is_file() or self.output.suffix:
+        is_file = self._is_file if self._is_file is not None else bool(self.output.is_file() or self.output.suffix)
+        if is_file:
             make_folder(self.output.parent)
             lock_path = self.output.with_name(f".{self.output.name}.lock")
         else:

@@ -59,7 +59,7 @@ class LayerOutput:
         self.shard_set = shard_set
         self.identity = identity
         self._overwrite = overwrite
-        self._lock = OutputLock(shard_set.folder)
+        self._lock = OutputLock(shard_set.folder, is_file=False)
 
     def __enter__(self) -> LayerOutput:
         self._lock.__enter__()

@@ -134,7 +134,7 @@ class StageOutput:
         self.folder = Path(folder)
         self.identity = identity
         self._overwrite = overwrite
-        self._lock = OutputLock(self.folder)
+        self._lock = OutputLock(self.folder, is_file=False)
 
     def __enter__(self) -> StageOutput:
         make_folder(self.folder)
@@ -277,9 +277,11 @@ class FileOutput:
         self.path = Path(path)
         self.identity = identity
         self._overwrite = overwrite
-        self._lock = OutputLock(self.path)
+        self._lock = OutputLock(self.path, is_file=True)
 
     def __enter__(self) -> FileOutput:
+        if self.path.is_dir():
+            raise UserError(f"output {self.path} is a folder; give the path of a file")
         self._lock.__enter__()
         try:
             remove_stale_temporaries(self.path.parent)
