@@ -70,7 +70,10 @@ def read_stamp(path: Path) -> Stamp | None:
     content = (parquet_metadata.metadata or {}).get(STAMP_KEY)
     if content is None:
         return None
-    stamp = Stamp(**json.loads(content))
+    try:
+        stamp = Stamp(**json.loads(content))
+    except (ValueError, TypeError) as problem:
+        raise damaged(path, problem) from None
     if stamp.n_rows != parquet_metadata.num_rows:
         raise UserError(
             f"shard {path} is damaged: it holds {parquet_metadata.num_rows} of {stamp.n_rows} rows; "
