@@ -15,14 +15,17 @@ from common.config import UserError
 # Rows that go through one float32 product; longer products would round in the last digits.
 _PRODUCT_ROWS = 8192
 
+_SMALLEST_NORM = 1.0 / float(np.finfo(np.float32).max)
+
 
 def l2_normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Scale rows to unit length.
 
-    `vectors` is [n, d]. Returns unit rows [n, d] float32 and `nonzero` [n] bool: a zero row has no direction and stays.
+    `vectors` is [n, d]. Returns unit rows [n, d] float32 and `nonzero` [n] bool: a zero row has no direction and
+    becomes zeros, and so does one that is too near to zero for the reciprocal of its length to be a float32.
     """
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))  # [n]
-    nonzero = norms > 0
+    nonzero = norms > _SMALLEST_NORM
     scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=nonzero).astype(np.float32)
     return vectors.astype(np.float32, copy=False) * scale[:, None], nonzero
 
@@ -114,10 +117,16 @@ def fit_pca(sums: CovarianceSums, n_components: int | float) -> Pca:
             f"n_components={n_components} is more than {sums.n_rows} rows of {dimension} dimensions can give; "
             f"set n_components to at most {min(dimension, sums.n_rows)}"
         )
-    eigenvalues, eigenvectors = np.linalg.eigh(sums.covariance)  # rising order
+    covariance = sums.covariance
+    if not np.isfinite(covariance).all():
+        raise UserError(
+            "the vectors are too large for PCA: their squares overflow; scale them, or set l2_normalize: true"
+        )
+    eigenvalues, eigenvectors = np.linalg.eigh(covariance)  # rising order
     variances = np.maximum(eigenvalues[::-1], 0)
     if variances.sum() <= 0:
-        raise UserError(f"all {sums.n_rows} vectors are equal, so PCA has nothing to keep; check the input vectors")
+        what = "there is a single vector" if sums.n_rows == 1 else f"all {sums.n_rows} vectors are equal"
+        raise UserError(f"{what}, so PCA has nothing to keep; check the input vectors")
     ratios = variances / variances.sum()
     n_kept = int(n_components) if n_components >= 1 else int(np.searchsorted(np.cumsum(ratios), n_components) + 1)
     components = eigenvectors.T[::-1][: min(n_kept, dimension)]
