@@ -85,7 +85,7 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
         if output.is_complete:
             log.info("nothing to do: %s is complete", output.folder)
             return output.folder
-        table = _open_input(settings, output.folder / ".input")
+        table = _open_input(settings, output.folder / ".input" / identity.inputs["input_parquet"][:16])
         tasks = [
             EmbedTask(start, stop, output.task(shard_name(index), stop - start))
             for index, (start, stop) in enumerate(split_rows(table.n_rows, settings.num_shards))
@@ -149,7 +149,12 @@ def _choose_dtype(settings: Settings) -> str:
 def _open_input(settings: Settings, copy_folder: Path) -> Table:
     table = open_table(settings.input_parquet, copy_folder=copy_folder)
     table.require_columns(settings.text_column, keys=["supervise.text_column"])
-    own = {"cls", "probs", "prediction", "error", "text", "label"} - {settings.text_column, settings.label_column}
+    if settings.label_column != "label":  # a name of the user's own that is not there is a slip, not unlabelled input
+        table.require_columns(settings.label_column, keys=["supervise.label_column"])
+    own = {"cls", "probs", "prediction", "truncated", "error", "text", "label"} - {
+        settings.text_column,
+        settings.label_column,
+    }
     taken = sorted(own & set(table.schema.names))
     if taken:
         raise UserError(

@@ -13,6 +13,7 @@ import io
 import json
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -221,7 +222,7 @@ def _copy_to_parquet(path: Path, table_format: str, copy: Path) -> None:
     import pyarrow.parquet as pq
 
     if table_format == "parquet":
-        with gzip.open(path) as packed, atomic_file(copy) as file:
+        with _readable(path), gzip.open(path) as packed, atomic_file(copy) as file:
             while block := packed.read(2**22):
                 file.write(block)
         return
@@ -234,14 +235,26 @@ def _copy_to_parquet(path: Path, table_format: str, copy: Path) -> None:
 
 
 @contextmanager
-def _open_text(path: Path) -> Iterator[IO[str]]:
+def _readable(path: Path) -> Iterator[None]:
+    """Turn what damaged, foreign and encrypted files raise into an error that says what to do."""
+    broken = (UnicodeDecodeError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
     try:
+        yield
+    except broken as problem:
+        raise UserError(f"input {path} cannot be read ({problem}); save it as UTF-8, or pack it again") from None
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    with _readable(path):
         if path.suffix.lower() == ".zip":
             with zipfile.ZipFile(path) as archive:
-                names = [name for name in archive.namelist() if not name.endswith("/")]
-                if len(names) != 1:
-                    raise UserError(f"input {path} holds {len(names)} files; pack one table in one archive")
-                with archive.open(names[0]) as packed, io.TextIOWrapper(packed, "utf-8-sig", newline="") as file:
+                members = [member for member in archive.infolist() if not member.is_dir()]
+                if len(members) != 1:
+                    raise UserError(f"input {path} holds {len(members)} files; pack one table in one archive")
+                if members[0].flag_bits & 1:
+                    raise UserError(f"input {path} is encrypted; pack it again without a password")
+                with archive.open(members[0]) as packed, io.TextIOWrapper(packed, "utf-8-sig", newline="") as file:
                     yield file
         elif path.suffix.lower() == ".gz":
             with gzip.open(path, "rt", encoding="utf-8-sig", newline="") as file:
@@ -249,8 +262,6 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
         else:
             with path.open(encoding="utf-8-sig", newline="") as file:
                 yield file
-    except (UnicodeDecodeError, gzip.BadGzipFile, zipfile.BadZipFile, EOFError) as problem:
-        raise UserError(f"input {path} cannot be read ({problem}); save it as UTF-8, or pack it again") from None
 
 
 def _csv_reader(file: IO[str], table_format: str) -> Any:
@@ -288,12 +299,16 @@ def _column(rows: list[dict[str, Any]], field: pa.Field) -> pa.Array:
 
     values = [row.get(field.name) for row in rows]
     if pa.types.is_string(field.type):
-        values = [value if value is None or isinstance(value, str) else _as_json(value) for value in values]
+        values = [value if value is None else _as_text(value) for value in values]
     return pa.array(values, field.type)
 
 
-def _as_json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+def _as_text(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    if text.isascii():
+        return text
+    # JSON may spell half of a surrogate pair, which no UTF-8 can hold: it becomes U+FFFD.
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 def _csv_rows(path: Path, table_format: str, names: list[str]) -> Iterator[dict[str, Any]]:
@@ -339,7 +354,8 @@ def _jsonl_schema(path: Path) -> pa.Schema:
     kinds: dict[str, set[type]] = {}
     for row in _jsonl_rows(path):
         for name, value in row.items():
-            kinds.setdefault(name, set()).add(type(value))
+            too_long = isinstance(value, int) and not -(2**63) <= value < 2**63
+            kinds.setdefault(name, set()).add(str if too_long else type(value))
     if not kinds:
         raise UserError(f"input {path} holds no rows; check the path in the config")
     return pa.schema([pa.field(name, _json_type(found - {type(None)})) for name, found in kinds.items()])
