@@ -219,9 +219,8 @@ def prepare_vectors(
         table[settings.vector_column], where=f"{shard.path}, column {settings.vector_column!r}", dimension=dimension
     )
     name = settings.vector_column
-    null = np.asarray(table[name].is_null())
-    reasons = {int(row): f"{name} is null" for row in np.flatnonzero(null)}
-    reasons |= {int(row): f"{name} has NaN or Inf" for row in np.flatnonzero(~column.valid & ~null)}
+    reasons = {int(row): f"{name} is null" for row in np.flatnonzero(column.absent)}
+    reasons |= {int(row): f"{name} has NaN or Inf" for row in np.flatnonzero(~column.valid & ~column.absent)}
     if not settings.l2_normalize:
         return column.vectors, column.valid, reasons
     vectors, nonzero = l2_normalize(column.vectors)

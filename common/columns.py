@@ -22,9 +22,8 @@ class VectorColumn:
     """Vectors of some rows, and which of the rows have a usable one."""
 
     vectors: np.ndarray  # [n, d] float32; rows without a usable vector are zeros
-    valid: np.ndarray  # [n] bool; false for null rows and for rows with NaN or Inf
-    n_null: int
-    n_not_finite: int
+    valid: np.ndarray  # [n] bool; false for absent vectors and for vectors with NaN or Inf
+    absent: np.ndarray  # [n] bool: null, or an empty list
 
 
 def is_vector(arrow_type: pa.DataType) -> bool:
@@ -58,7 +57,7 @@ def read_vectors(column: pa.ChunkedArray, *, where: str, dimension: int | None =
         array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
     if not is_vector(array.type):
         raise UserError(f"{where} holds {array.type}, not vectors (a list of numbers in each row)")
-    present = ~np.asarray(array.is_null())  # [n]
+    present = _rows_with_elements(array)  # [n]
     elements = array.flatten()  # of the rows that are present
     length = _common_length(array, present, where)
     if dimension is not None and length not in (dimension, 0):
@@ -70,7 +69,17 @@ def read_vectors(column: pa.ChunkedArray, *, where: str, dimension: int | None =
     if elements.null_count or not finite.all():
         finite = np.isfinite(vectors).all(axis=1)
         vectors = np.where(finite[:, None], vectors, np.float32(0))
-    return VectorColumn(vectors, present & finite, int((~present).sum()), int((~finite).sum()))
+    return VectorColumn(vectors, present & finite, ~present)
+
+
+def _rows_with_elements(array: pa.Array) -> np.ndarray:
+    """[n] bool: neither null nor, as other programs write a vector that they do not have, an empty list."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_fixed_size_list(array.type):
+        return ~np.asarray(array.is_null())
+    return np.asarray(pc.greater(pc.fill_null(pc.list_value_length(array), 0), 0))
 
 
 def _common_length(array: pa.Array, present: np.ndarray, where: str) -> int:
@@ -79,7 +88,7 @@ def _common_length(array: pa.Array, present: np.ndarray, where: str) -> int:
 
     if pa.types.is_fixed_size_list(array.type):
         return int(array.type.list_size)
-    lengths = np.asarray(pc.list_value_length(array.drop_null()))
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0))[present]
     if not len(lengths):
         return 0
     if (lengths != lengths[0]).any():
@@ -117,10 +126,11 @@ def label_strings(column: pa.ChunkedArray) -> list[str | None]:
 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
-    return [_label_text(value) for value in column.to_pylist()]
+    return [label_text(value) for value in column.to_pylist()]
 
 
-def _label_text(value: Any) -> str | None:
+def label_text(value: Any) -> str | None:
+    """One label as text, as `label_strings` has it."""
     if value is None or value != value:
         return None
     if isinstance(value, float) and value.is_integer():
@@ -146,7 +156,9 @@ def merge_errors(column: pa.ChunkedArray | None, reasons: dict[int, str], n_rows
     """The `error` column with more reasons in it, by row; a row's first reason stays."""
     import pyarrow as pa
 
-    errors = column.to_pylist() if column is not None else [None] * n_rows
+    errors: list[str | None] = [None] * n_rows
+    if column is not None:
+        errors = [None if error is None else str(error) for error in column.to_pylist()]
     for row, reason in reasons.items():
         errors[row] = errors[row] or reason
     return pa.array(errors, pa.string())

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from common.agreement import agreement_scores, wilson_lower_bound
+from common.columns import label_text
 from common.config import UserError
 
 # A pair of cluster and label is one int64: the cluster id plus one in the upper half, the code of the label below.
@@ -77,7 +78,8 @@ class Contingency:
     """Counts of rows for each pair of cluster and label, built batch by batch.
 
     A row is in no cluster when its id is null, NaN or negative (noise). It has no label when that is null, NaN or
-    blank. Labels are compared as text. Memory grows with the number of distinct pairs, not with rows.
+    blank. Labels are compared as text, and 3, "3" and 3.0 are one. Memory grows with the number of distinct pairs, not
+    with rows.
     """
 
     def __init__(self) -> None:
@@ -175,9 +177,8 @@ class Contingency:
         return codes[pc.fill_null(encoded.indices.cast("int64"), len(values)).to_numpy(zero_copy_only=False)]
 
     def _code(self, value: Any) -> int:
-        if value is None or value != value or not str(value).strip():  # NaN is the value unlike itself
-            return _NO_LABEL
-        return self._label_codes.setdefault(str(value), len(self._label_codes) + 1)
+        label = label_text(value)
+        return _NO_LABEL if label is None else self._label_codes.setdefault(label, len(self._label_codes) + 1)
 
     def _add(self, keys: np.ndarray, counts: np.ndarray) -> None:
         self._keys.append(keys)
@@ -250,7 +251,7 @@ def _as_arrow(labels: Any) -> Any:
     try:
         return pa.array(labels, from_pandas=True)
     except (pa.ArrowInvalid, pa.ArrowTypeError):  # types are mixed: compare them as text
-        return pa.array([None if label is None or label != label else str(label) for label in labels], pa.string())
+        return pa.array([label_text(label) for label in labels], pa.string())
 
 
 def _as_cluster_ids(cluster_ids: Any) -> np.ndarray:
