@@ -16,7 +16,7 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -105,7 +105,8 @@ def plan_files(
         yolo.find_label(record.path, annotations=annotations) if annotations.enabled else yolo.Label(None, "missing")
         for record in records
     ]
-    planner = _Planner(output_dir, mode, annotations, n_sharing=Counter(label.path for label in found if label.path))
+    n_sharing = Counter(label.path for label in found if label.path)
+    planner = _Planner(input_dir, output_dir, mode, annotations, n_sharing)
     planner.add_images(records, names, found)
     counts = yolo.LabelCounts()
     if annotations.enabled:
@@ -121,7 +122,7 @@ def plan_files(
         actions=planner.actions,
         labels=counts,
         n_renamed=planner.n_renamed,
-        n_linked_images=sum(record.path.is_symlink() for record in records),
+        n_linked_images=planner.n_linked_images,
         left_out=tuple(left_out),
     )
 
@@ -154,10 +155,17 @@ class _Planner:
     """Collects actions and gives out names."""
 
     def __init__(
-        self, output_dir: Path, mode: Mode, annotations: AnnotationSettings, *, n_sharing: Counter[Path]
+        self,
+        input_dir: Path,
+        output_dir: Path,
+        mode: Mode,
+        annotations: AnnotationSettings,
+        n_sharing: Counter[Path],
     ) -> None:
         self.actions: list[Action] = []
-        self.n_renamed = 0
+        self.n_renamed = self.n_linked_images = self.n_linked_labels = 0
+        self._input_dir = input_dir
+        self._real = cache(os.path.realpath)  # for the life of one plan
         self._mode = mode
         self._annotations = annotations
         self._n_sharing = n_sharing  # label path -> images that have it
@@ -199,16 +207,21 @@ class _Planner:
             unusable=states["unusable"],
             orphan=n_orphans,
             shared=sum(self._n_sharing[path] > 1 for path in usable),
-            linked=sum(path.is_symlink() for path in usable),
+            linked=self.n_linked_labels,
         )
 
     def _add_pair(self, record: ImageRecord, label: yolo.Label, *, cluster: str, stem: str) -> None:
         image_folder, label_folder = self._folders(cluster)
         target = f"{image_folder}/{stem}{record.path.suffix}"
-        kind = self._kind_of(record.path)
+        is_linked = self._leads_elsewhere(record.path, root=self._input_dir)
+        self.n_linked_images += is_linked
+        kind = self._kind_of(stays=is_linked)
         self._add(kind, "image", os.fspath(record.path), target, record.sha256, record.n_bytes, record.modified_ns)
         if label.path is not None and label.state != "unusable":
-            kind = self._kind_of(label.path, is_shared=self._n_sharing[label.path] > 1)
+            root = Path(os.path.commonpath([label.path.parent, record.path.parent]))
+            is_linked = is_linked or self._leads_elsewhere(label.path, root=root)
+            self.n_linked_labels += is_linked
+            kind = self._kind_of(stays=is_linked or self._n_sharing[label.path] > 1)
             self._add_file(kind, "label", label.path, target=f"{label_folder}/{stem}{label.path.suffix}")
         self._n_groups += 1
 
@@ -218,11 +231,13 @@ class _Planner:
             return f"{images}/{cluster}", f"{labels}/{cluster}"
         return f"{cluster}/{self._annotations.image_subdir}", f"{cluster}/{self._annotations.label_subdir}"
 
-    def _kind_of(self, path: Path, *, is_shared: bool = False) -> Kind:
-        """Links are copied as content, and so is a label that several images need; the source stays."""
-        if self._mode == "symlink" or not (is_shared or path.is_symlink()):
-            return self._mode
-        return "copy"
+    def _leads_elsewhere(self, path: Path, *, root: Path) -> bool:
+        """Whether a path is a symbolic link, or below `root` passes one that leaves it."""
+        return path.is_symlink() or not Path(self._real(path.parent)).is_relative_to(self._real(root))
+
+    def _kind_of(self, *, stays: bool) -> Kind:
+        """What a link leads to is copied as content, and so is a label that several images need: the source stays."""
+        return "copy" if stays and self._mode != "symlink" else self._mode
 
     def _add_file(self, kind: Kind, role: Role, path: Path, *, target: str) -> None:
         state = path.stat()

@@ -216,6 +216,28 @@ def test_linked_labels_and_images_are_copied_as_content_and_stay(tmp_path):
     assert not (tmp_path / "in/img/x.jpg").exists()
 
 
+def test_what_lies_behind_a_linked_folder_is_copied_and_stays(tmp_path):
+    write_file(tmp_path / "elsewhere/img/x.jpg", b"x")
+    write_file(tmp_path / "elsewhere/lab/x.txt", b"0 1 1 1 1")
+    write_file(tmp_path / "in/img/y.jpg", b"y")
+    (tmp_path / "in/linked").symlink_to(tmp_path / "elsewhere")
+    before = tree(tmp_path / "elsewhere")
+    records = [record_of(tmp_path / "in" / name, tmp_path / "in") for name in ("img/y.jpg", "linked/img/x.jpg")]
+    nothing, floats = np.zeros(2, np.int64), np.zeros(2, np.float32)
+    clustered = ClusteredImages(records, nothing, nothing, floats, floats, np.zeros((2, 3), np.float32))
+    plan = plan_files(
+        clustered,
+        input_dir=tmp_path / "in",
+        output_dir=tmp_path / "out",
+        mode="move",
+        annotations=AnnotationSettings(),
+    )
+    organize(plan)
+    assert (plan.n_linked_images, plan.labels.linked) == (1, 1)
+    assert (tmp_path / "out/cluster_000/lab/x.txt").exists() and not (tmp_path / "in/img/y.jpg").exists()
+    assert tree(tmp_path / "elsewhere") == before
+
+
 def test_a_label_of_two_images_is_copied_to_both(tmp_path):
     write_file(tmp_path / "in/img/x.jpg", b"jpg")
     write_file(tmp_path / "in/img/x.png", b"png")

@@ -5,7 +5,7 @@ const n = data.x.length;
 const clusterOf = new Map(data.clusters.map((cluster) => [cluster.label, cluster]));
 const isDark = matchMedia("(prefers-color-scheme: dark)");
 const maxSamples = 60;
-const dotSize = Math.max(2.6, Math.min(8, 200 / Math.sqrt(n + 400)));
+const dotSize = Math.max(3.2, Math.min(9, 260 / Math.sqrt(n + 400)));
 // As near as the extent of the cloud allows: 1.73 is the diagonal of a full cube.
 const reach = Math.hypot(...data.extent) / Math.max(...data.extent) / 1.73;
 const homeEye = { x: 1.16 * reach, y: 1.16 * reach, z: 0.68 * reach };
@@ -198,7 +198,7 @@ function traces() {
     },
     { // a ring around the image in the panel
       type: "scatter3d", mode: "markers", hoverinfo: "skip", x: [null], y: [null], z: [null],
-      marker: { size: dotSize + 7, symbol: "circle-open", color: text, line: { width: 2, color: text } },
+      marker: { size: dotSize + 13, symbol: "circle-open", color: text, line: { width: 3, color: text } },
     },
   ];
 }
