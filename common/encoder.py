@@ -13,6 +13,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,7 +52,7 @@ def resolve_model(model_name_or_path: str) -> str:
     """
     if model_name_or_path.startswith("package:"):
         module, _, subfolder = model_name_or_path.removeprefix("package:").partition("/")
-        spec = importlib.util.find_spec(module)
+        spec = _find_package(module)
         if spec is None or spec.origin is None:
             raise UserError(
                 f"model {model_name_or_path}: the package {module} is not installed; "
@@ -62,6 +63,13 @@ def resolve_model(model_name_or_path: str) -> str:
     if path.exists() or model_name_or_path.startswith((".", "/", "~")):
         return str(_require_model_folder(path.expanduser()))
     return model_name_or_path
+
+
+def _find_package(module: str) -> ModuleSpec | None:
+    try:
+        return importlib.util.find_spec(module)
+    except (ModuleNotFoundError, ValueError):  # a parent that is not there, or no name at all
+        return None
 
 
 def _require_model_folder(folder: Path) -> Path:
