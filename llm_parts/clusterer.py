@@ -72,6 +72,7 @@ class Clusterer:
             context=context,
             group_size=options.judge_batch_size,
             second_opinion_rank=options.second_opinion_rank,
+            shortlist=options.shortlist if options.shortlist != "all" else MAX_CLUSTERS_IN_PROMPT,
         )
         self._merger = Merger(
             client,
@@ -84,12 +85,14 @@ class Clusterer:
         self._count_kept = count_kept
         self._fresh: list[str] = []  # ids of the clusters made by this run, in the order of their making
         self._waiting: list[Request] = []  # the rare-case buffer
+        self._n_new_waiting = 0  # since it was last reviewed
+        self._changed: set[int] = set()  # positions
         self._numbers: dict[int, int] = {}  # position -> number of its batch
 
     # --- the story ---------------------------------------------------------------------------------------------------
 
-    def process(self, requests: Sequence[Request], *, batch_number: int) -> list[Assignment]:
-        """Assign one batch; returns one assignment per request, in their order."""
+    def process(self, requests: Sequence[Request], *, batch_number: int) -> None:
+        """Assign one batch; `take_changes` tells what came of it."""
         self._numbers.update((request.position, batch_number) for request in requests)
         open_requests = [request for request in requests if not self._settle_without_asking(request)]
         new, more_to_come = self._propose(open_requests)
@@ -98,14 +101,13 @@ class Clusterer:
             new, more_to_come = self._propose(left)
             left = self._judge(left, among=new) if new else left
         self._waiting += left
-        if len(self._waiting) >= self._options.batch_size:
+        self._n_new_waiting += len(left)
+        if self._n_new_waiting >= self._options.batch_size:
             self._review_waiting()
         self._tidy()
-        return [self.assignments[request.position] for request in requests]
 
-    def finish(self) -> list[Assignment]:
-        """Come back to the requests nobody took and to clusters that are one; returns what changed, by position."""
-        before = dict(self.assignments)
+    def finish(self) -> None:
+        """Come back to the requests that nobody took, and merge new clusters that are one and the same."""
         for _ in range(MAX_REVIEWS):
             n_left = len(self._waiting)
             self._review_waiting()
@@ -114,7 +116,11 @@ class Clusterer:
         self._tidy()
         self._merge_twins()
         self._note_changes()
-        return [self.assignments[key] for key in sorted(self.assignments) if self.assignments[key] != before.get(key)]
+
+    def take_changes(self) -> list[Assignment]:
+        """The assignments that are new, or other ones, since this was last asked; in the order of the input."""
+        changed, self._changed = sorted(self._changed), set()
+        return [self.assignments[position] for position in changed]
 
     def new_clusters(self) -> list[ClusterRecord]:
         """The clusters that this run has made and that still stand, in the order of their making."""
@@ -252,9 +258,12 @@ class Clusterer:
     def _assign(
         self, request: Request, cluster_id: str | None, decision: Any, confidence: float | None, rationale: str
     ) -> None:
-        number = self._numbers[request.position]
-        self.assignments[request.position] = Assignment(
-            request.position, request.request_id, cluster_id, confidence, rationale, decision, number
+        position = request.position
+        before = self.assignments.get(position)
+        if before is None or (before.cluster_id, before.decision) != (cluster_id, decision):
+            self._changed.add(position)
+        self.assignments[position] = Assignment(
+            position, request.request_id, cluster_id, confidence, rationale, decision, self._numbers[position]
         )
 
     def _settle_without_asking(self, request: Request) -> bool:
@@ -275,15 +284,25 @@ class Clusterer:
     # --- what is left ------------------------------------------------------------------------------------------------
 
     def _review_waiting(self) -> None:
-        """Propose and judge again for the requests that nobody took, a batch of them at a time."""
-        left = []
-        size = self._options.batch_size
-        for start in range(0, len(self._waiting), size):
-            requests = self._waiting[start : start + size]
+        """Propose and judge again for the requests that nobody took, those that are alike together."""
+        left: list[Request] = []
+        for requests in self._alike(self._waiting):
             self.counts["reviewed"] += len(requests)
             self._propose(requests)
             left += self._judge(requests)
-        self._waiting = left
+        self._waiting = sorted(left, key=lambda request: request.position)
+        self._n_new_waiting = 0
+
+    def _alike(self, requests: Sequence[Request]) -> list[list[Request]]:
+        """Batches of requests: the first with those nearest to it, then the first that is left with its nearest."""
+        batches, left = [], list(requests)
+        while left:
+            vectors = self._vectors_of(left)
+            order = np.argsort(-np.round(vectors @ vectors[0], 4), kind="stable")
+            chosen = {0, *(int(row) for row in order[: self._options.batch_size])}
+            batches.append([request for row, request in enumerate(left) if row in chosen])
+            left = [request for row, request in enumerate(left) if row not in chosen]
+        return batches
 
     def _tidy(self) -> None:
         """Forget new clusters that no request came to."""
@@ -340,6 +359,7 @@ class Clusterer:
             target = self.registry.resolve(assignment.cluster_id)
             if target != assignment.cluster_id:
                 self.assignments[position] = replace(assignment, cluster_id=target)
+                self._changed.add(position)
 
     def _note_changes(self) -> None:
         """List the requests that an earlier result had elsewhere, and log each."""

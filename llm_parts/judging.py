@@ -1,8 +1,8 @@
 """How the Judge is asked: in groups, one by one where a group fails, and again where the answer is surprising.
 
-A cluster that the judge chose although several others are nearer by embedding is asked about again with the shortlist
-in another order; where the two answers differ, a third decides. Most wrong answers are caught by that, for a call more
-on about one request in ten.
+A cluster that the judge chose although several others are nearer by embedding is asked about again, beside the nearest
+ones and in another order; where the two answers differ, a third decides. Most wrong answers are caught by that, for a
+call more on about one request in ten.
 """
 
 from __future__ import annotations
@@ -31,13 +31,21 @@ class JudgePanel:
     """Asks a Judge about many requests at once and gives back one verdict for each, in their order."""
 
     def __init__(
-        self, client: LlmClient, judge: Judge, *, context: PromptContext, group_size: int, second_opinion_rank: int
+        self,
+        client: LlmClient,
+        judge: Judge,
+        *,
+        context: PromptContext,
+        group_size: int,
+        second_opinion_rank: int,
+        shortlist: int,
     ) -> None:
         self._client = client
         self._judge = judge
         self._context = context
         self._group_size = group_size
         self._second_opinion_rank = second_opinion_rank
+        self._shortlist = shortlist  # clusters shown for a second opinion
         self.n_second_opinions = 0
         self.n_overruled = 0
 
@@ -93,10 +101,11 @@ class JudgePanel:
     ) -> None:
         """Replace surprising verdicts by what two of three answers say."""
         self.n_second_opinions += len(rows)
-        second = self._ask([_turned(cases[row], 1) for row in rows], cards, step="second_opinion", single=True)
+        short = {row: _shortened(cases[row], str(verdicts[row].cluster_id), self._shortlist) for row in rows}
+        second = self._ask([_turned(short[row], 1) for row in rows], cards, step="second_opinion", single=True)
         opinions = {row: [verdicts[row], other] for row, other in zip(rows, second, strict=True)}
         split = [row for row in rows if opinions[row][0].cluster_id != opinions[row][1].cluster_id]
-        third = self._ask([_turned(cases[row], 2) for row in split], cards, step="second_opinion", single=True)
+        third = self._ask([_turned(short[row], 2) for row in split], cards, step="second_opinion", single=True)
         for row, other in zip(split, third, strict=True):
             opinions[row].append(other)
             verdicts[row] = _majority(opinions[row], cases[row])
@@ -111,6 +120,14 @@ def _majority(opinions: Sequence[Verdict], case: Case) -> Verdict:
         chosen = [verdict for verdict in valid if verdict.cluster_id is not None]
         return min(chosen, key=lambda verdict: case.rank[str(verdict.cluster_id)])
     return next(verdict for verdict in valid if verdict.cluster_id == winner)
+
+
+def _shortened(case: Case, chosen: str, n_shown: int) -> Case:
+    """The same case with the nearest `n_shown` clusters, the chosen one among them."""
+    if len(case.shown) <= n_shown:
+        return case
+    nearest = sorted(case.rank, key=lambda cluster_id: case.rank[cluster_id])[:n_shown]
+    return Case(case.request, tuple(nearest if chosen in nearest else [*nearest[:-1], chosen]), case.rank)
 
 
 def _turned(case: Case, times: int) -> Case:

@@ -131,7 +131,7 @@ class ClusteringPipeline:
     ) -> Iterator[PartialResult]:
         """Cluster batch by batch, yielding each; may be stopped after any, and continued with `start_from`.
 
-        The last batch brings along, as `revised`, what changed in earlier ones: rare requests that found a cluster and
+        A batch brings along, as `revised`, what changed in earlier ones: rare requests that found a cluster and
         clusters that were merged.
         """
         if start_from and batch_id is None and self.registry.batches:
@@ -141,20 +141,20 @@ class ClusteringPipeline:
             remaining = run.table.requests[start_from:]
             for number, batch in numbered_batches(remaining, size, first_row=start_from):
                 known = {record.cluster_id for record in run.clusterer.new_clusters()}
-                assigned = run.clusterer.process(batch, batch_number=number)
-                is_last = batch[-1].position == len(run.table.requests) - 1
-                revised = run.clusterer.finish() if is_last else []
-                assigned = [run.clusterer.assignments[entry.position] for entry in assigned]
-                positions = {entry.position for entry in assigned}
+                run.clusterer.process(batch, batch_number=number)
+                if batch[-1].position == len(run.table.requests) - 1:
+                    run.clusterer.finish()
+                changed = run.clusterer.take_changes()
+                first = batch[0].position
                 self._commit(run)
                 yield PartialResult(
                     batch_number=number,
                     batch_id=run.batch_id,
-                    assignments=self._frame(run, assigned),
+                    assignments=self._frame(run, [entry for entry in changed if entry.position >= first]),
                     new_clusters=[r for r in run.clusterer.new_clusters() if r.cluster_id not in known],
                     processed_rows=batch[-1].position + 1,
                     total_rows=len(df),
-                    revised=self._frame(run, [entry for entry in revised if entry.position not in positions]),
+                    revised=self._frame(run, [entry for entry in changed if entry.position < first]),
                 )
 
     def get_clusters(self) -> list[ClusterRecord]:
