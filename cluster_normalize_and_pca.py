@@ -146,7 +146,7 @@ def find_pca(shards: ShardSet, settings: Settings, identity: Identity) -> Pca:
     """The PCA to apply: the saved one where it belongs to this configuration, else a new one, saved at once."""
     if not settings.fit:
         return load_pca(settings.model_path)
-    if settings.model_path.is_file():
+    if settings.model_path.is_file() and settings.model_path.with_suffix(".json").is_file():
         saved = load_pca(settings.model_path)
         if saved.fingerprint == identity.fingerprint:
             log.info("PCA of an earlier, unfinished run of this configuration is used again")

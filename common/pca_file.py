@@ -30,6 +30,8 @@ def save_pca(path: Path, pca: Pca, identity: Identity, *, n_rows: int) -> None:
         "explained_variance_ratio": pca.explained_variance_ratio,
     }
     metadata = {"fingerprint": identity.fingerprint, "identity": canonical_json(identity.to_dict())}
+    # The JSON goes first and comes last, so that both are there only together.
+    path.with_suffix(".json").unlink(missing_ok=True)
     write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
     facts = {
         "n_rows": n_rows,
