@@ -95,8 +95,8 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
         shards = [Shard(task.shard.path, task.shard.n_rows) for task in tasks]
         classes = add_prototype_probs(shards, settings)
         totals = _count_rows(shards) | {"classes": classes or _classes_of(shards[0]), "dtype": dtype}
-        output.finish([task.shard.name for task in tasks], settings, totals)
         shutil.rmtree(output.folder / ".input", ignore_errors=True)
+        output.finish([task.shard.name for task in tasks], settings, totals)
         _log_totals(totals, n_embedded, watch.seconds)
     return output.folder
 
