@@ -60,8 +60,10 @@ def atomic_file(path: str | Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(target)
-    except BaseException:
+    except BaseException as problem:
         temporary.unlink(missing_ok=True)
+        if isinstance(problem, OSError) and problem.errno is not None:
+            problem.filename = str(target)  # a write that fails does not say where
         raise
     sync_folder(target.parent)
 
