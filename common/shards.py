@@ -207,7 +207,9 @@ def open_shards(folder: str | Path, *, written_by: str) -> ShardSet:
     if (folder / SUCCESS).exists():
         return _open_committed(folder, written_by)
     paths = sorted(path for path in folder.glob("*.parquet") if not path.name.startswith((".", "_")))
-    if any(is_temporary(path.name) for path in folder.iterdir()) or any(read_stamp(path) for path in paths):
+    # A temporary `_SUCCESS` proves nothing: a killed run may have left it in a plain folder, which is whole.
+    unfinished = (path.name for path in folder.iterdir() if not path.name.startswith(f".{SUCCESS}."))
+    if any(map(is_temporary, unfinished)) or any(read_stamp(path) for path in paths):
         raise UserError(
             f"input folder {folder} is unfinished (it has no {SUCCESS}); run {written_by} again to finish it"
         )
