@@ -110,15 +110,15 @@ def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     """Decide label and masks for every row and write the dataset; returns the counts."""
     watch = cli.Stopwatch()
     shards, centroids = _open_inputs(settings)
-    names = collect_label_names(shards, centroids, settings)
-    clusters = cluster_labels(centroids, names, settings)
-    if settings.holdout_fraction:
-        log_holdout(shards, centroids, names, settings)
     output = _open_output(settings, make_identity(settings, shards, centroids), overwrite=overwrite)
     with output:
-        if output.is_complete:
+        if settings.holdout_fraction:
+            log_holdout(shards, centroids, settings)
+        if output.is_complete and output.success is not None:
             log.info("nothing to do: %s is complete", settings.output_path)
             return _result(output, settings)
+        names = collect_label_names(shards, centroids, settings)
+        clusters = cluster_labels(centroids, names, settings)
         balanced = balance(shards, clusters, names, settings)
         tasks = plan_shards(shards, output, clusters, names, settings, balanced)
         write = partial(write_dataset_shard, clusters=clusters, names=names, settings=settings)
@@ -144,9 +144,8 @@ def check(settings: Settings) -> dict[str, Any]:
 
 def make_identity(settings: Settings, shards: ShardSet, centroids: Centroids) -> Identity:
     """What the dataset depends on."""
-    keys = settings.model_dump(
-        exclude={"shards_dir", "centroids_path", "output_path", "progress", "log_level", "engine"}
-    )
+    paths, measuring = {"shards_dir", "centroids_path", "output_path"}, {"holdout_fraction", "random_state"}
+    keys = settings.model_dump(exclude={*paths, *measuring, "progress", "log_level", "engine"})
     stamp, predicted = read_stamp(centroids.path), shards.layer("predict")
     purity = stamp.layers.get("purity_counter", {}) if stamp else {}
     inputs = {
@@ -418,8 +417,9 @@ def log_totals(n_rows: int, totals: dict[str, Any], seconds: float) -> None:
     )
 
 
-def log_holdout(shards: ShardSet, centroids: Centroids, names: list[str], settings: Settings) -> None:
+def log_holdout(shards: ShardSet, centroids: Centroids, settings: Settings) -> None:
     """Hide some gold labels, label their rows by the rules, and say how often the hidden label comes back."""
+    names = collect_label_names(shards, centroids, settings)
     lines = estimate_accuracy(
         shards,
         cluster_labels(centroids, names, settings),

@@ -305,9 +305,15 @@ class FileOutput:
 
     @property
     def success(self) -> dict[str, Any] | None:
-        """What `finish` wrote beside the file, or None."""
+        """What `finish` wrote beside the file for this configuration, or None."""
         path = self.path.with_suffix(".json")
-        return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            success = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            return None  # damaged; it is written again
+        return dict(success) if success.get("fingerprint") == self.identity.fingerprint else None
 
     def is_done(self, _name: str) -> bool:
         """Whether the file is there; the same question as of a folder's shards."""
