@@ -22,7 +22,7 @@ from pydantic import Field, field_validator
 
 from common import cli
 from common.columns import merge_errors, read_vectors, replace_columns, vector_array
-from common.commit import Identity, fingerprint_files
+from common.commit import Identity, fingerprint_files, make_folder, remove_stale_temporaries
 from common.config import StageSettings, UserError
 from common.engine import map_items
 from common.outputs import ShardTask, StageOutput
@@ -151,6 +151,7 @@ def find_pca(shards: ShardSet, settings: Settings, identity: Identity) -> Pca:
         if saved.fingerprint == identity.fingerprint:
             log.info("PCA of an earlier, unfinished run of this configuration is used again")
             return saved
+    remove_stale_temporaries(make_folder(settings.model_path.parent))
     sums = gather_covariance(shards, settings)
     pca = fit_pca(sums, settings.n_components)
     save_pca(settings.model_path, pca, identity, n_rows=sums.n_rows)

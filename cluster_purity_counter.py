@@ -8,6 +8,7 @@ Writes  purity, majority label, Wilson bound and entropy into centroids.parquet;
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 from functools import partial
@@ -20,7 +21,7 @@ from pydantic import Field
 from common import cli
 from common.centroids import Centroids, add_centroid_columns, load_centroids, refuse_other_predictions
 from common.cluster_samples import ClusterSamples, sample_shard
-from common.commit import Identity, OutputLock, describe_changes, write_json
+from common.commit import Identity, OutputLock, describe_changes, make_folder, remove_stale_temporaries, write_json
 from common.config import StageSettings, UserError
 from common.engine import map_items
 from common.purity_report import write_purity_report
@@ -53,6 +54,11 @@ class Settings(StageSettings):
         """Where the report goes."""
         return Path(self.report_path) if self.report_path else Path(self.centroids_path).with_name("purity_report.html")
 
+    @property
+    def json_path(self) -> Path:
+        """Where the overall scores go."""
+        return self.html_path.with_suffix(".json")
+
 
 def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     """Count labels by cluster, write the result into the centroids, and the reports; returns the overall scores."""
@@ -62,16 +68,19 @@ def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     with OutputLock(settings.centroids_path, is_file=True):
         if _is_complete(centroids, identity, settings, overwrite=overwrite):
             log.info("nothing to do: %s already has the purity of these shards", centroids.path)
-            return _read_result(settings)
+            return dict(json.loads(settings.json_path.read_text(encoding="utf-8")))
+        for folder in {centroids.path.parent, settings.html_path.parent}:
+            remove_stale_temporaries(make_folder(folder))
         counts = count_labels(shards, settings)
         quality, agreement = counts.per_cluster(cluster_ids=centroids.ids), counts.agreement()
         _refuse_unknown_ids(counts, centroids, settings)
         samples = collect_samples(shards, settings)
         result = summarize(agreement, centroids, settings)
+        # The JSON goes first and comes last: with the layer in the centroids it proves that all three are of one run.
+        settings.json_path.unlink(missing_ok=True)
         write_purity_report(settings.html_path, quality, agreement, samples, map_method=settings.map_method)
-        write_json(settings.html_path.with_suffix(".json"), result)
-        # Last: the centroids with this layer are the proof that the stage is done.
         add_centroid_columns(centroids, quality_columns(quality), identity.to_dict())
+        write_json(settings.json_path, result)
     log.info(
         "rows in %s, scored %s, without label %s, without cluster %s, without both %s; %.0f rows/s, %.1f s",
         f"{agreement.n_rows:,}",
@@ -131,13 +140,7 @@ def _is_complete(centroids: Centroids, identity: Identity, settings: Settings, *
             f"{centroids.path} already holds the purity of another configuration "
             f"({describe_changes(before, identity.to_dict())}); replace it with --overwrite"
         )
-    return settings.html_path.exists() and settings.html_path.with_suffix(".json").exists()
-
-
-def _read_result(settings: Settings) -> dict[str, Any]:
-    import json
-
-    return dict(json.loads(settings.html_path.with_suffix(".json").read_text(encoding="utf-8")))
+    return settings.html_path.exists() and settings.json_path.exists()
 
 
 # --- Counting --------------------------------------------------------------------------------------------------------

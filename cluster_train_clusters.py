@@ -23,7 +23,7 @@ from common import cli
 from common.centroids import Centroids, centroid_table, load_centroids
 from common.cluster_report import ClusterNumber, choose_best, score_clusters, write_cluster_report
 from common.columns import read_vectors, replace_columns
-from common.commit import Identity, write_bytes
+from common.commit import Identity, make_folder, remove_stale_temporaries, write_bytes
 from common.config import StageSettings, UserError
 from common.engine import map_items
 from common.layers import LayerOutput, LayerTask
@@ -148,9 +148,12 @@ def train(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
     watch = cli.Stopwatch()
     identity = train_identity(settings, shards, settings.n_clusters)
     with FileOutput(settings.centroids_out, identity, overwrite=overwrite) as output:
-        if output.is_complete and settings.model_path.exists():
+        if output.is_complete and _has_report(settings):
+            if not settings.model_path.exists():
+                write_joblib(settings.model_path, load_centroids(output.path).centers)
             log.info("nothing to do: %s is complete", output.path)
             return output.path
+        _clear_derived(settings)
         stream = open_stream(shards, settings.pca_column, memory_limit_gb=settings.memory_limit_gb)
         _refuse_too_many(settings, stream.n_valid)
         if settings.sample_limit:
@@ -163,8 +166,9 @@ def train(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
             best = choose_best(tried, select_by=settings.select_by)
             write_cluster_report(tried, best, settings.report_path)
             log.info("report over %d numbers of clusters: %s", len(tried), settings.report_path)
+        if not output.is_complete:
+            output.write(best.table)
         write_joblib(settings.model_path, best.centers)
-        output.write(best.table)
     log.info(
         "rows in %s, trained on %s, without a vector %s; %d clusters, inertia %.6g; %.1f s",
         f"{shards.n_rows:,}",
@@ -175,6 +179,18 @@ def train(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
         watch.seconds,
     )
     return output.path
+
+
+def _has_report(settings: Settings) -> bool:
+    return len(settings.cluster_numbers) == 1 or settings.report_path.exists()
+
+
+def _clear_derived(settings: Settings) -> None:
+    """Take away what an earlier run derived from its centroids: a killed run must not leave it beside new ones."""
+    for path in (settings.model_path, settings.report_path):
+        remove_stale_temporaries(make_folder(path.parent))
+    settings.model_path.unlink(missing_ok=True)
+    settings.report_path.unlink(missing_ok=True)
 
 
 def train_identity(settings: Settings, shards: ShardSet, n_clusters: int | list[int]) -> Identity:
@@ -391,15 +407,16 @@ def _predict_into_folder(
     shards: ShardSet, centroids: Centroids, settings: Settings, identity: Identity, *, overwrite: bool
 ) -> Path:
     with StageOutput(settings.output_dir or "", identity, overwrite=overwrite) as output:
-        if not output.is_complete:
-            tasks = [
-                IdsTask(shard, output.task(shard_name(index), shard.n_rows))
-                for index, shard in enumerate(shards.shards)
-            ]
-            write = partial(write_ids, centroids=centroids, settings=settings)
-            write_missing_shards(write, tasks, output, settings, label="predict")
-            totals = {"rows": shards.n_rows, "clusters": len(centroids.ids)}
-            output.finish([task.shard.name for task in tasks], settings, totals)
+        if output.is_complete:
+            log.info("nothing to do: %s is complete", output.folder)
+            return output.folder
+        tasks = [
+            IdsTask(shard, output.task(shard_name(index), shard.n_rows)) for index, shard in enumerate(shards.shards)
+        ]
+        write = partial(write_ids, centroids=centroids, settings=settings)
+        write_missing_shards(write, tasks, output, settings, label="predict")
+        totals = {"rows": shards.n_rows, "clusters": len(centroids.ids)}
+        output.finish([task.shard.name for task in tasks], settings, totals)
     return output.folder
 
 

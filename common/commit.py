@@ -88,12 +88,13 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def make_folder(folder: Path) -> None:
-    """Create a folder and its parents; raises UserError where a file stands in the way."""
+def make_folder(folder: Path) -> Path:
+    """Create a folder and its parents and return it; raises UserError where a file stands in the way."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
         raise UserError(f"output folder {folder} cannot be made: a file of that name is in the way") from None
+    return folder
 
 
 def remove_stale_temporaries(folder: Path) -> int:
