@@ -65,7 +65,7 @@ def plan_epoch(rows: SamplerRows, *, settings: SamplerSettings, seed: int, epoch
     draws = _Draws(rows, metric, fillers, settings)
     groups = _metric_groups(rows, metric, draws, settings.samples_per_class, rng)
     singles = _filler_rows(rows, fillers, draws, rng)
-    batches = _pack(rows, groups, singles, settings.batch_size, rng)
+    batches = _pack(rows, groups, singles, settings, rng)
     return EpochPlan(batches, n_copies, len(lone) - len(lone_fillers))
 
 
@@ -105,9 +105,9 @@ class _Draws:
         present = counts[counts > 0]
         self._counts = counts
         self._target: int | None = None
-        if settings.upsample:
+        if settings.upsample and len(present):
             self._target = int(present.max())
-        elif settings.downsample:
+        elif settings.downsample and len(present):
             self._target = max(int(present.min()), 2)
 
     def of(self, code: int, n: int) -> int:
@@ -125,11 +125,16 @@ def _metric_groups(
 ) -> list[np.ndarray]:
     """Rows of one label that come into a batch together: `samples_per_class` of them, one more where one is left."""
     groups: list[np.ndarray] = []
+    places: list[np.ndarray] = []
     for code, members in _by_label(rows.codes, metric):
+        first = len(groups)
         for drawn in _passes(members, draws.of(code, len(members)), rng):
             starts = list(range(0, max(len(drawn) - 1, 1), samples_per_class))
             groups += np.split(drawn, starts[1:])
-    return [groups[index] for index in rng.permutation(len(groups))]
+        n = len(groups) - first
+        places.append((np.arange(n) + rng.random(n)) / n)  # spread over the epoch, so that no label waits for its end
+    order = np.argsort(np.concatenate(places)) if places else []
+    return [groups[index] for index in order]
 
 
 def _filler_rows(rows: SamplerRows, fillers: np.ndarray, draws: _Draws, rng: np.random.Generator) -> list[np.ndarray]:
@@ -164,23 +169,28 @@ def _pack(
     rows: SamplerRows,
     groups: list[np.ndarray],
     singles: list[np.ndarray],
-    batch_size: int,
+    settings: SamplerSettings,
     rng: np.random.Generator,
 ) -> list[np.ndarray]:
     n_rows = sum(len(group) for group in groups) + len(singles)
-    n_batches = max(-(-n_rows // batch_size), 1)
-    size = -(-n_rows // n_batches)  # even batches, so that the last one is not a remnant without negatives
+    together = settings.samples_per_class
+    n_batches = max(-(-n_rows // (settings.batch_size // together * together)), 1)
     waiting, waiting_singles = deque(groups), deque(singles)
     batches: list[np.ndarray] = []
     while waiting or waiting_singles:
         n_left = max(n_batches - len(batches), 1)
+        # Even batches, so that the last one is not a remnant without negatives.
+        size = min(-(-n_rows // n_left), settings.batch_size)
+        most = min(size + together - 1, settings.batch_size)
         batch = _Batch(rows)
         batch.fill(waiting_singles, min(-(-len(waiting_singles) // n_left), size), distinct_labels=False)
-        batch.fill(waiting, min(size + 1, batch_size), distinct_labels=True)
-        batch.fill(waiting, size, distinct_labels=False)
-        if not batch.rows:  # a group larger than what the quota leaves; it takes the batch alone
-            batch.fill(waiting, batch_size, distinct_labels=False)
+        batch.fill(waiting, most, distinct_labels=True)
+        batch.fill(waiting, most, distinct_labels=False)
+        batch.fill(waiting_singles, size, distinct_labels=False)
+        if not batch.rows:  # a group larger than an even batch takes one alone
+            batch.fill(waiting, settings.batch_size, distinct_labels=False)
         batches.append(np.concatenate(batch.rows))
+        n_rows -= len(batches[-1])
     return [batches[index] for index in rng.permutation(len(batches))]
 
 
