@@ -9,7 +9,6 @@ run_mode: predict   reads both, adds `cluster_id` and `cluster_distance` to the 
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from functools import partial
@@ -20,23 +19,24 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from common import cli
-from common.centroids import Centroids, centroid_table, load_centroids
+from common.centroids import Centroids, centroid_table, load_centroids, write_joblib
 from common.cluster_report import ClusterNumber, choose_best, score_clusters, write_cluster_report
 from common.columns import read_vectors, replace_columns
-from common.commit import Identity, make_folder, remove_stale_temporaries, write_bytes
+from common.commit import Identity, make_folder, remove_stale_temporaries
 from common.config import StageSettings, UserError
 from common.engine import map_items
 from common.layers import LayerOutput, LayerTask
 from common.outputs import FileOutput, ShardTask, StageOutput
+from common.shard_kmeans import lloyd_over_shards
 from common.shards import Shard, ShardSet, open_shards, shard_name
 from common.stage import write_missing_shards
-from common.vector_stream import VectorStream, open_stream, read_usable
+from common.vector_stream import VectorStream, open_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from common.backend import Backend
-    from common.kmeans import ClusterSums, KMeansResult
+    from common.kmeans import KMeansResult
 
 log = logging.getLogger(__name__)
 
@@ -242,7 +242,16 @@ def fit(stream: VectorStream, shards: ShardSet, settings: Settings, n_clusters: 
     from common import kmeans
 
     backend = _training_backend(settings)
-    report = partial(log.info, "%s") if settings.progress else log.debug
+    polish = partial(
+        lloyd_over_shards,
+        stream=stream,
+        shards=shards,
+        engine=settings.engine,
+        column=settings.pca_column,
+        tol=settings.tol,
+        map_settings=_map_settings(settings, backend),
+    )
+    report = log.info if settings.progress else log.debug
     common_arguments: dict[str, Any] = {
         "n_clusters": n_clusters,
         "random_state": settings.random_state,
@@ -262,56 +271,14 @@ def fit(stream: VectorStream, shards: ShardSet, settings: Settings, n_clusters: 
             n_threads=settings.num_workers or None,
             **common_arguments,
         )
-        return full_passes(trained.centroids, settings.polish_iter, stream, shards, settings, backend)
+        return polish(trained.centroids, max_passes=settings.polish_iter)
     rng = np.random.default_rng(settings.random_state)
     n_sampled = settings.init_size or max(4 * kmeans.FIRST_ROWS, 128 * n_clusters)
     sample = kmeans.sample_rows(stream, n_rows=max(n_sampled, n_clusters), rng=rng)
     spherical = settings.algorithm == "spherical"
     sample = kmeans.unit_rows(sample) if spherical else sample
     start = kmeans.warm_start(sample, n_clusters=n_clusters, rng=rng, report=report, **_map_settings(settings, backend))
-    return full_passes(start, settings.max_iter, stream, shards, settings, backend)
-
-
-def full_passes(
-    start: np.ndarray,
-    n_passes: int,
-    stream: VectorStream,
-    shards: ShardSet,
-    settings: Settings,
-    backend: Backend | None,
-) -> KMeansResult:
-    """Lloyd's passes by map and reduce: sums of each shard wherever the engine says, added in the order of shards."""
-    from common import kmeans
-
-    def one_pass(centroids: np.ndarray, **changed: Any) -> ClusterSums:
-        arguments = {**_map_settings(settings, backend), **changed}
-        if stream.kept is not None:
-            parts = [kmeans.stream_sums(centroids, batches=partial(iter, [part]), **arguments) for part in stream.kept]
-        else:
-            task = partial(shard_sums, column=settings.pca_column, centroids=centroids, arguments=arguments)
-            parts = map_items(task, shards.shards, settings.engine)
-        total, *others = (part for part in parts if part is not None)
-        for part in others:
-            total = total.merge(part)
-        return total
-
-    return kmeans.lloyd_passes(
-        start,
-        one_pass=one_pass,
-        measure=partial(one_pass, precision="float32"),
-        max_epochs=n_passes,
-        tol=settings.tol,
-        spherical=settings.algorithm == "spherical",
-        report=partial(log.info, "%s"),
-    )
-
-
-def shard_sums(shard: Shard, *, column: str, centroids: np.ndarray, arguments: dict[str, Any]) -> ClusterSums | None:
-    """The map of one Lloyd pass over one shard; None where no row of it has a vector."""
-    from common import kmeans
-
-    batches = [vectors for vectors in read_usable(shard, column, dimension=centroids.shape[1]) if len(vectors)]
-    return kmeans.stream_sums(centroids, batches=partial(iter, batches), **arguments) if batches else None
+    return polish(start, max_passes=settings.max_iter)
 
 
 def _map_settings(settings: Settings, backend: Backend | None) -> dict[str, Any]:
@@ -333,17 +300,6 @@ def _training_backend(settings: Settings) -> Backend | None:
     if settings.algorithm == "minibatch" and backend.name != "cpu":
         log.warning("there is no mini-batch k-means for the GPU: full passes are made instead")
     return None if backend.name == "cpu" else backend
-
-
-def write_joblib(path: Path, centers: np.ndarray) -> None:
-    """Write a fitted scikit-learn KMeans for users of their own code; this suite never loads it."""
-    import joblib
-
-    from common.kmeans import as_estimator
-
-    buffer = io.BytesIO()
-    joblib.dump(as_estimator(centers), buffer)
-    write_bytes(path, buffer.getvalue())
 
 
 # --- Predict ---------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.columns import read_vectors, replace_columns, vector_array
-from common.commit import fingerprint_files
+from common.commit import fingerprint_files, write_bytes
 from common.config import UserError
 from common.outputs import write_shard
 from common.shards import Shard, ShardSet, Stamp, read_stamp
@@ -96,3 +97,14 @@ def add_centroid_columns(centroids: Centroids, columns: dict[str, pa.Array], lay
     table = replace_columns(centroids.table, columns)
     layers = {**stamp.layers, layer["stage"]: layer}
     write_shard(centroids.path, table.schema, [table], Stamp(stamp.identity, stamp.fingerprint, stamp.n_rows, layers))
+
+
+def write_joblib(path: Path, centers: np.ndarray) -> None:
+    """Write a fitted scikit-learn KMeans for users of their own code; this suite never loads it."""
+    import joblib
+
+    from common.kmeans import as_estimator
+
+    buffer = io.BytesIO()
+    joblib.dump(as_estimator(centers), buffer)
+    write_bytes(path, buffer.getvalue())

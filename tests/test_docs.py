@@ -1,4 +1,4 @@
-"""The documents against the code: every key is in the example and in its page, and no page names a key that is not there."""
+"""The documents against the code: every key is in the example and in its page, and no page names another."""
 
 import importlib
 import re
