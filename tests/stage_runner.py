@@ -1,4 +1,4 @@
-"""Run a script's main in this process on values for its section, and see what a user would: exit code and both streams."""
+"""Run a main in this process on values for its section, and see what a user would: exit code and both streams."""
 
 from __future__ import annotations
 

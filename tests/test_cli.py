@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.stage_runner import own_logging
 
 from common import cli
 from common.commit import LockHeld
 from common.config import ConfigError, StageSettings, UserError, load_settings
 from common.progress import Progress
+from tests.stage_runner import own_logging
 
 
 class Settings(StageSettings):

@@ -151,7 +151,7 @@ def test_file_without_sections(tmp_path, text):
     "text", [GOOD + "  batch_size: 1\n  batch_size: 2\n", GOOD + GOOD, GOOD + "engine: {n_jobs: 1, n_jobs: 2}\n"]
 )
 def test_duplicate_key(tmp_path, text):
-    with pytest.raises(ConfigError, match="not valid YAML.*duplicate key"):
+    with pytest.raises(ConfigError, match=r"not valid YAML.*duplicate key"):
         load(tmp_path, text)
 
 
@@ -200,7 +200,7 @@ def test_mistyped_override(tmp_path):
 
 @pytest.mark.parametrize("override", ["supervise.batch_size", "batch", "=3", "-x=3"])
 def test_override_that_is_none(tmp_path, override):
-    with pytest.raises(ConfigError, match="write section.key=value"):
+    with pytest.raises(ConfigError, match=r"write section\.key=value"):
         load(tmp_path, GOOD, override)
 
 
