@@ -94,7 +94,10 @@ def undo(output_dir: str | Path, *, progress: bool = False) -> FileReport:
         if journal.state.stage != "undoing":
             journal.add("undo")
         restorer = Restorer(plan, folder, journal)
-        n_changed = restorer.put_back(progress=progress)
+        try:
+            n_changed = restorer.put_back(progress=progress)
+        except OSError as problem:
+            raise _explain(problem, folder) from problem
         if not restorer.left:
             journal.add("undone")
         return _report(plan, journal, folder, n_changed=n_changed, left=restorer.left)
@@ -127,12 +130,15 @@ def _go_forward(plan: Plan, output_dir: Path, *, progress: bool) -> FileReport:
         return _report(plan, journal, output_dir, n_changed=n_changed)
 
 
-def _explain(problem: OSError, output_dir: Path) -> Exception:
-    if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return problem
+def _explain(problem: OSError, output_dir: Path) -> UserError:
+    """What the system refused, and that nothing is lost."""
+    if problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        what = f"the disk of {output_dir} is full; free some space"
+    else:
+        where = problem.filename or output_dir
+        what = f"{where}: {problem.strerror or problem}; mend that"
     return UserError(
-        f"the disk of {output_dir} is full; every file is whole, at its old place or its new one. Free some space and "
-        f"finish with --resume, or put all back with --undo"
+        f"{what} and go on with --resume, or put all back with --undo: every file is whole, at its old place or its new"
     )
 
 

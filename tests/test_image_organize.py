@@ -839,12 +839,17 @@ def test_the_plan_of_real_images_is_the_same_twice_and_survives_reading(bccd, tm
     assert hashlib.sha256((tmp_path / "plan.jsonl").read_bytes()).hexdigest() == plan.digest
 
 
-def test_os_errors_other_than_a_full_disk_keep_their_kind(small, tmp_path, monkeypatch):
-    plan = plan_of(small, tmp_path / "out")
+def test_what_the_system_refuses_is_said_with_the_way_on(small, tmp_path, monkeypatch):
+    plan = plan_of(small, tmp_path / "out", mode="move")
+    rename = moves.rename_exclusive
 
-    def fails(*arguments, **keywords):
-        raise OSError(errno.EIO, "broken disk")
+    def broken_disk(source, target):
+        if str(target).endswith("0002.png"):
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        rename(source, target)
 
-    monkeypatch.setattr(moves, "_write_part", fails)
-    with pytest.raises(OSError, match="broken disk"):
+    monkeypatch.setattr(moves, "rename_exclusive", broken_disk)
+    with pytest.raises(UserError, match=r"0002\.png: Input/output error; mend that and go on with --resume"):
         organize(plan)
+    monkeypatch.undo()
+    assert resume(tmp_path / "out").stage == "finished"
