@@ -227,11 +227,10 @@ def _copy_to_parquet(path: Path, table_format: str, copy: Path) -> None:
                 file.write(block)
         return
     schema = _csv_schema(path, table_format) if table_format != "jsonl" else _jsonl_schema(path)
-    with atomic_file(copy) as file:
-        # On an exception this `with` closes a file that looks whole; `atomic_file` throws it away.
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for table in _read_text_table(path, table_format, schema):
-                writer.write_table(table)
+    # On an exception the writer closes a file that looks whole; `atomic_file` throws it away.
+    with atomic_file(copy) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        for table in _read_text_table(path, table_format, schema):
+            writer.write_table(table)
 
 
 @contextmanager
