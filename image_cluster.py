@@ -137,6 +137,10 @@ def _compute(scanned: ScannedImages, settings: ImageSettings, input_dir: Path, o
     clustered = expand_to_images(features, assignment, place_in_space(reduced, settings, backend=backend))
     truth = _truth(features.records, settings, input_dir)
     scores = compare_with_truth(clustered.labels, truth) if truth else None
+    if scores:
+        log.info(
+            "true labels: %s", ", ".join(f"{name} {_brief(scores[name])}" for name in ("acc", "nmi", "ari", "purity"))
+        )
 
     begin_results(output_dir)
     neighbors = None

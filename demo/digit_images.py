@@ -1,6 +1,6 @@
 """The 1,797 handwritten digits of scikit-learn as PNGs in ten folders, and the settings that sort them again.
 
-    python -m demo.digit_images runs/digits
+    python demo/digit_images.py --out runs/digits
     python image_cluster.py --config runs/digits/config.yaml --yes
 
 The files of every folder have the same names (0001.png, 0002.png, …), as cameras and exports like to do.
@@ -8,11 +8,17 @@ The files of every folder have the same names (0001.png, 0002.png, …), as came
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
-from common.config import settings_to_yaml
-from image_parts.settings import ImageSettings
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a script, this folder is on the path and its parent is not
+    sys.path.insert(0, str(ROOT))
+
+from common.commit import write_bytes  # noqa: E402
+from common.config import settings_to_yaml  # noqa: E402
+from image_parts.settings import ImageSettings  # noqa: E402
 
 # Digits are 8 x 8 pixels: they fill the square, need no evening out, and black on white would be the same digit.
 DIGIT_VALUES: dict[str, dict[str, object]] = {
@@ -50,12 +56,15 @@ def digit_settings(folder: Path) -> ImageSettings:
     return ImageSettings.model_validate(values)
 
 
-def main(folder: Path) -> None:
-    """Write images and config.yaml below `folder`."""
+def main() -> None:
+    """Write images/ and config.yaml below the folder that is given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/digits"))
+    folder = parser.parse_args().out
     n_images = write_digit_images(folder / "images")
-    (folder / "config.yaml").write_text(settings_to_yaml(digit_settings(folder)), encoding="utf-8")
+    write_bytes(folder / "config.yaml", settings_to_yaml(digit_settings(folder)).encode())
     print(f"{n_images} images and config.yaml in {folder}")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/digits"))
+    main()

@@ -75,10 +75,18 @@ def identify_model(settings: ModelSettings) -> ModelIdentity:
 
 
 def make_extractor(settings: ModelSettings, identity: ModelIdentity) -> Extractor:
-    """Load the network of `identity`, or make the HOG extractor."""
+    """Load the network of `identity`, or make the HOG extractor; raises UserError where it cannot be loaded."""
     if settings.name == HOG:
         return HogExtractor(settings)
-    return NetworkExtractor(settings, identity)
+    try:
+        return NetworkExtractor(settings, identity)
+    except ModuleNotFoundError as problem:
+        if problem.name not in ("torch", "transformers"):
+            raise
+        raise UserError(
+            f"model {settings.name} needs {problem.name}, which is not installed: pip install -r requirements.txt, or "
+            f"use model.name=hog. Features in the cache need it not, if model.dtype is the one they were made with"
+        ) from None
 
 
 class HogExtractor:

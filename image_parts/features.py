@@ -53,7 +53,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class _Job:
+class Job:
     """One image content that has to be computed."""
 
     row: int
@@ -63,10 +63,10 @@ class _Job:
 
 
 @dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """A job done: prepared planes [p, s, s, c] uint8 or a vector [d] float32, or the reason why there is none."""
 
-    job: _Job
+    job: Job
     array: np.ndarray | None
     reason: str | None = None
 
@@ -120,11 +120,11 @@ def _row_key(record: ImageRecord, value_range: tuple[float, float] | None) -> st
     return f"{record.sha256}@{value_range[0]!r}:{value_range[1]!r}"
 
 
-def _jobs(scanned: ScannedImages, keys: list[str], wanted: dict[str, int]) -> list[_Job]:
+def _jobs(scanned: ScannedImages, keys: list[str], wanted: dict[str, int]) -> list[Job]:
     first: dict[str, ImageRecord] = {}
     for key, record in zip(keys, scanned.records, strict=True):
         first.setdefault(key, record)
-    return [_Job(row, key, first[key].path, scanned.value_range) for key, row in wanted.items()]
+    return [Job(row, key, first[key].path, scanned.value_range) for key, row in wanted.items()]
 
 
 def _from_cache(cache: FeatureCache | None, wanted: dict[str, int]) -> tuple[np.ndarray | None, np.ndarray]:
@@ -137,7 +137,7 @@ def _from_cache(cache: FeatureCache | None, wanted: dict[str, int]) -> tuple[np.
 
 
 def _compute(
-    missing: Sequence[_Job],
+    missing: Sequence[Job],
     vectors: np.ndarray | None,
     settings: ImageSettings,
     identity: ModelIdentity,
@@ -170,28 +170,39 @@ def _compute(
 
 
 def _embedded(
-    jobs: Sequence[_Job], settings: ImageSettings, n_workers: int, embed: Callable[[np.ndarray], np.ndarray]
-) -> Iterator[_Outcome]:
-    """Decode in threads ahead of the network: OpenCV and Pillow let other threads run while they work."""
-    prepare = partial(_prepare_all, settings=(settings.preprocessing, settings.model.image_size))
-    ready: list[_Outcome] = []
-    with ThreadPoolExecutor(n_workers) as executor:
-        for outcomes in map_ahead(prepare, _chunks(jobs, _TASK_IMAGES), executor, n_ahead=2 * n_workers + 2):
-            ready += [outcome for outcome in outcomes if outcome.array is not None]
-            yield from (outcome for outcome in outcomes if outcome.array is None)
-            while len(ready) >= settings.model.batch_size:
-                yield from _embed_batch(ready[: settings.model.batch_size], embed)
-                del ready[: settings.model.batch_size]
+    jobs: Sequence[Job], settings: ImageSettings, n_workers: int, embed: Callable[[np.ndarray], np.ndarray]
+) -> Iterator[Outcome]:
+    """Vectors by the network, batch by batch; images that cannot be decoded come with their reason."""
+    ready: list[Outcome] = []
+    for outcome in prepare_ahead(jobs, settings, n_workers):
+        if outcome.array is None:
+            yield outcome
+            continue
+        ready.append(outcome)
+        if len(ready) == settings.model.batch_size:
+            yield from _embed_batch(ready, embed)
+            ready = []
     if ready:
         yield from _embed_batch(ready, embed)
 
 
-def _embed_batch(outcomes: list[_Outcome], embed: Callable[[np.ndarray], np.ndarray]) -> list[_Outcome]:
+def prepare_ahead(jobs: Sequence[Job], settings: ImageSettings, n_workers: int) -> Iterator[Outcome]:
+    """Decoded and preprocessed images in the order of the jobs, made by threads ahead of whoever takes them.
+
+    OpenCV and Pillow let other threads run while they work.
+    """
+    prepare = partial(_prepare_all, settings=(settings.preprocessing, settings.model.image_size))
+    with ThreadPoolExecutor(n_workers) as executor:
+        for outcomes in map_ahead(prepare, _chunks(jobs, _TASK_IMAGES), executor, n_ahead=2 * n_workers + 2):
+            yield from outcomes
+
+
+def _embed_batch(outcomes: list[Outcome], embed: Callable[[np.ndarray], np.ndarray]) -> list[Outcome]:
     embedded = embed(np.stack([outcome.array for outcome in outcomes if outcome.array is not None]))
-    return [_Outcome(outcome.job, vector) for outcome, vector in zip(outcomes, embedded, strict=True)]
+    return [Outcome(outcome.job, vector) for outcome, vector in zip(outcomes, embedded, strict=True)]
 
 
-def _described_in_workers(jobs: Sequence[_Job], settings: ImageSettings, n_workers: int) -> Iterator[_Outcome]:
+def _described_in_workers(jobs: Sequence[Job], settings: ImageSettings, n_workers: int) -> Iterator[Outcome]:
     """HOG holds the interpreter lock, so it runs in processes, together with the decoding."""
     describe = partial(_describe_all, settings=(settings.preprocessing, settings.model))
     if n_workers == 1 or len(jobs) < _MIN_IMAGES_FOR_PROCESSES:
@@ -231,16 +242,16 @@ def map_ahead(
             future.cancel()
 
 
-def _prepare_all(jobs: Sequence[_Job], *, settings: tuple[PreprocessingSettings, int]) -> list[_Outcome]:
+def _prepare_all(jobs: Sequence[Job], *, settings: tuple[PreprocessingSettings, int]) -> list[Outcome]:
     return [_prepare(job, *settings) for job in jobs]
 
 
-def _describe_all(jobs: Sequence[_Job], *, settings: tuple[PreprocessingSettings, ModelSettings]) -> list[_Outcome]:
+def _describe_all(jobs: Sequence[Job], *, settings: tuple[PreprocessingSettings, ModelSettings]) -> list[Outcome]:
     preprocessing, model = settings
     extractor = _hog_of(model)
     outcomes = [_prepare(job, preprocessing, model.image_size) for job in jobs]
     return [
-        outcome if outcome.array is None else _Outcome(outcome.job, extractor.embed(outcome.array[None])[0])
+        outcome if outcome.array is None else Outcome(outcome.job, extractor.embed(outcome.array[None])[0])
         for outcome in outcomes
     ]
 
@@ -250,7 +261,7 @@ def _hog_of(settings: ModelSettings) -> HogExtractor:
     return HogExtractor(settings)
 
 
-def _prepare(job: _Job, preprocessing: PreprocessingSettings, image_size: int) -> _Outcome:
+def _prepare(job: Job, preprocessing: PreprocessingSettings, image_size: int) -> Outcome:
     import cv2
 
     cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads on top would only wait
@@ -258,8 +269,8 @@ def _prepare(job: _Job, preprocessing: PreprocessingSettings, image_size: int) -
         at_least = needed_size(preprocessing, image_size=image_size)
         pixels = decode_image(read_content(job.path), value_range=job.value_range, at_least=at_least)
     except UnreadableImage as problem:
-        return _Outcome(job, None, str(problem))
-    return _Outcome(job, prepare_image(pixels, preprocessing, image_size=image_size))
+        return Outcome(job, None, str(problem))
+    return Outcome(job, prepare_image(pixels, preprocessing, image_size=image_size))
 
 
 def _assemble(

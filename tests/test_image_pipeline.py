@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import sys
+import types
 
 import numpy as np
 import pytest
 
-from common.backend import CPU
+from common.backend import CPU, Backend
 from common.config import UserError
 from image_parts.features import Features
 from image_parts.pipeline import (
@@ -98,6 +100,25 @@ def test_pca_is_that_of_scikit_learn_up_to_signs(shape):
     assert ours.shape == (shape[0], min(shape)) and ours.dtype == np.float32
     n = min(shape) - 1  # with few rows the last direction is all rounding
     np.testing.assert_allclose(np.abs(ours[:, :n]), np.abs(expected[:, :n]), atol=2e-4)
+
+
+def test_pca_by_cuml_keeps_to_its_signature(monkeypatch):
+    calls = {}
+
+    class FakePCA:
+        def __init__(self, *, n_components: int, output_type: str) -> None:
+            calls.update(n_components=n_components, output_type=output_type)
+
+        def fit_transform(self, vectors: np.ndarray) -> np.ndarray:
+            return vectors[:, : calls["n_components"]].astype(np.float64)
+
+    stand_in = types.ModuleType("cuml.decomposition")
+    stand_in.PCA = FakePCA
+    monkeypatch.setitem(sys.modules, "cuml", types.ModuleType("cuml"))
+    monkeypatch.setitem(sys.modules, "cuml.decomposition", stand_in)
+    projected = project_pca(np.eye(6, dtype=np.float32), n_components=3, backend=Backend("cuml", "cuda", "test"))
+    assert calls == {"n_components": 3, "output_type": "numpy"}
+    assert projected.shape == (6, 3) and projected.dtype == np.float32
 
 
 def test_blobs_are_found_and_placed():

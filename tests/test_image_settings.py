@@ -138,3 +138,11 @@ def test_help_and_errors_come_from_the_command_line():
     )
     assert wrong.returncode == 2 and wrong.stderr.startswith("error: config config.yaml:") and wrong.stdout == ""
     assert "Traceback" not in wrong.stderr
+
+
+def test_the_rapids_requirements_are_those_of_all_scripts_without_torch():
+    def lines(name: str) -> set[str]:
+        return {line for line in (ROOT / name).read_text().splitlines() if line and not line.startswith("#")}
+
+    assert lines("requirements_rapids_tuning.txt") < lines("requirements.txt")
+    assert not any(line.startswith(("torch", "transformers")) for line in lines("requirements_rapids_tuning.txt"))
