@@ -13,7 +13,7 @@ import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.cli import Progress
@@ -27,11 +27,7 @@ from image_parts.plan import Action, Plan
 log = logging.getLogger(__name__)
 
 N_THREADS = 8
-BATCH_SIZE = 64  # actions between two flushes: at most about these are looked at again after a kill
-
-
-class _TargetTakenError(Exception):
-    """A target that is not ours has appeared since the check."""
+BATCH_SIZE = 256  # actions between two flushes: at most about these are looked at again after a kill
 
 
 class Placer:
@@ -41,6 +37,7 @@ class Placer:
         self.plan = plan
         self.output_dir = output_dir
         self.journal = journal
+        self._taken: list[Action] = []  # targets that are not ours have appeared there since the check
 
     def place_all(self, *, progress: bool) -> int:
         """Do what is not done yet; returns the number of files placed."""
@@ -92,46 +89,57 @@ class Placer:
     def _place_together(self, ready: list[Action], placed: set[int]) -> list[Action]:
         """Make the targets of a batch; returns the moves whose source still has to be removed.
 
-        Threads, because a disk flushes many files at once in about the time of one.
+        Copies are written under temporary names, flushed together, read back and only then named.
         """
-        with ThreadPoolExecutor(N_THREADS) as pool:
-            tasks = [pool.submit(self._place, action, is_placed=action.number in placed) for action in ready]
+        new = [action for action in ready if action.number not in placed]
         try:
-            return [action for action, task in zip(ready, tasks, strict=True) if task.result()]
-        except _TargetTakenError as problem:
-            self.journal.add_actions("blocked", [a.number for a, task in zip(ready, tasks, strict=True) if _took(task)])
-            raise UserError(
-                f"{problem} appeared since the plan was made and is not overwritten; move it away and finish with "
-                f"--resume, or put all back with --undo"
-            ) from None
+            with ThreadPoolExecutor(N_THREADS) as pool:
+                begun = pool.map(self._begin, new)
+                written = [action for action, waits in zip(new, begun, strict=True) if waits]
+                moves.flush_files([self._part_path(action) for action in written])
+                list(pool.map(self._name, written))
+        except BaseException:
+            for action in new:
+                moves.remove_part(self._part_path(action))
+            raise
+        old = [action for action in ready if action.number in placed]  # a kill came after these had their names
+        self._taken += [action for action in old if not is_ours(action, self._target(action))]
+        if self._taken:
+            raise self._blocked()
+        return [a for a in (*written, *old) if a.kind == "move" and os.path.lexists(a.source)]
 
-    def _place(self, action: Action, *, is_placed: bool) -> bool:
-        """Make the target; returns whether the source of a move still has to be removed."""
-        target = self._target(action)
-        part_path = target.with_name(part_name(self.plan, action))
-        if is_placed:  # a kill came after the target had its name
-            if not is_ours(action, target):
-                raise _TargetTakenError(target)
-            return action.kind == "move" and os.path.lexists(action.source)
+    def _begin(self, action: Action) -> bool:
+        """Place a file by renaming or linking, or write its copy; returns whether the copy waits for its name."""
+        target, part_path = self._target(action), self._part_path(action)
+        moves.remove_part(part_path)  # of a copy that a kill cut short
         try:
-            if action.kind == "move":
-                return move(action.source, target, part_path=part_path, sha256=action.sha256)
-            self._make(action, target, part_path)
+            if action.kind == "hardlink":
+                os.link(action.source, target, follow_symlinks=False)
+            elif action.kind == "symlink":
+                target.symlink_to(action.source)
+            elif not (action.kind == "move" and _rename(action.source, target)):
+                content = action.content.encode() if action.kind == "write" else action.source
+                if moves.write_part(content, part_path) != action.sha256:  # since the look at it
+                    raise UserError(f"{action.source} is changing; finish with --resume, which leaves it out")
+                return True
         except FileExistsError:
-            raise _TargetTakenError(target) from None
-        except SourceChanged as problem:  # between the look at it and the copy
-            raise UserError(f"{action.source} {problem}; finish with --resume, which leaves it out") from None
+            self._taken.append(action)
         return False
 
-    def _make(self, action: Action, target: Path, part_path: Path) -> None:
-        if action.kind == "copy":
-            moves.copy_verified(action.source, target, part_path=part_path, sha256=action.sha256)
-        elif action.kind == "hardlink":
-            os.link(action.source, target, follow_symlinks=False)
-        elif action.kind == "symlink":
-            target.symlink_to(action.source)
-        else:
-            moves.write_exclusive(action.content.encode(), target, part_path=part_path)
+    def _name(self, action: Action) -> None:
+        try:
+            moves.publish_part(self._part_path(action), self._target(action), sha256=action.sha256)
+        except FileExistsError:
+            moves.remove_part(self._part_path(action))
+            self._taken.append(action)
+
+    def _blocked(self) -> UserError:
+        """Note the targets that are not ours, so that no undo takes them for ours, and say so."""
+        self.journal.add_actions("blocked", [action.number for action in self._taken])
+        return UserError(
+            f"{self._target(self._taken[0])} appeared since the plan was made and is not overwritten; move it away and "
+            f"finish with --resume, or put all back with --undo"
+        )
 
     def _remove_moved_source(self, action: Action) -> None:
         """Remove a source whose target is proven, unless somebody changed it or put another file there meanwhile."""
@@ -143,6 +151,9 @@ class Placer:
 
     def _target(self, action: Action) -> Path:
         return self.output_dir / action.target
+
+    def _part_path(self, action: Action) -> Path:
+        return self._target(action).with_name(part_name(self.plan, action))
 
 
 def part_name(plan: Plan, action: Action) -> str:
@@ -175,17 +186,24 @@ def is_ours(action: Action, target: Path) -> bool:
     return is_regular(target) and moves.hash_file(target) == action.sha256
 
 
-def move(source: str | Path, target: str | Path, *, part_path: Path, sha256: str | None = None) -> bool:
+def move(source: str | Path, target: str | Path, *, part_path: Path) -> bool:
     """Rename, or copy across file systems; returns whether the source still has to be removed."""
-    moves.remove_part(part_path)  # of a copy that a kill cut short
+    moves.remove_part(part_path)
+    if _rename(source, target):
+        return False
+    moves.copy_verified(source, target, part_path=part_path)
+    return True
+
+
+def _rename(source: str | Path, target: str | Path) -> bool:
+    """Rename on one file system; returns whether it was one."""
     try:
         moves.rename_exclusive(source, target)
     except OSError as problem:
         if problem.errno != errno.EXDEV:
             raise
-        moves.copy_verified(source, target, part_path=part_path, sha256=sha256)
-        return True
-    return False
+        return False
+    return True
 
 
 def is_regular(path: str | Path) -> bool:
@@ -197,10 +215,6 @@ def sync_folders(folders: Iterable[Path]) -> None:
     """Flush the entries of several folders, each once."""
     for folder in sorted(set(folders)):
         sync_folder(folder)
-
-
-def _took(task: Future[bool]) -> bool:
-    return isinstance(task.exception(), _TargetTakenError)
 
 
 def _batches(actions: Iterable[Action]) -> Iterator[list[Action]]:

@@ -20,7 +20,7 @@ import yaml
 
 from common.commit import LockHeld
 from common.config import UserError
-from image_parts import moves, placer
+from image_parts import moves
 from image_parts.journal import Journal
 from image_parts.naming import Wanted, assign_stems, collision_key
 from image_parts.organize import find_stage, organize, resume, undo
@@ -547,7 +547,7 @@ def test_undo_makes_removed_folders_again_and_keeps_foreign_files(small, tmp_pat
 
 
 def test_links_stand_in_where_rename_without_overwrite_is_missing(small, tmp_path, monkeypatch):
-    monkeypatch.setattr(moves, "_load_renameat2", lambda: None)
+    monkeypatch.setattr(moves, "_load_from_libc", lambda name: None)
     before = tree(small)
     organize(plan_of(small, tmp_path / "out", mode="move"))
     with pytest.raises(FileExistsError):
@@ -608,7 +608,7 @@ def run_forked(work, *, kill_at=None, user=None, world=None):
 
 def watch_disk(points, kill_at):
     """Count the touches of the disk of this process from now on, and die at one of them."""
-    write, fsync, rename = os.write, os.fsync, moves._load_renameat2()
+    write, fsync, load = os.write, os.fsync, moves._load_from_libc
 
     lock = threading.Lock()
 
@@ -634,13 +634,16 @@ def watch_disk(points, kill_at):
         touch()
         fsync(descriptor)
 
-    def watched_rename(*arguments):
-        touch()
-        return rename(*arguments)
+    def watched_load(name):
+        def watched(*arguments):
+            touch()
+            return load(name)(*arguments)
+
+        return watched
 
     sys.addaudithook(on_event)
     os.write, os.fsync = torn_write, watched_fsync
-    moves._load_renameat2 = lambda: watched_rename
+    moves._load_from_libc = watched_load
 
 
 def sweep_kills(build, begin, finish, check, *, step=1):
@@ -771,13 +774,12 @@ def test_killed_in_the_middle_of_an_undo_undo_finishes(crash_folders, second_dis
 def test_a_bad_mover_is_caught(crash_folders, monkeypatch):
     """The negative control: removes the source before its copy is whole, as `read, unlink, write` does."""
 
-    def careless_move(source, target, *, part_path, sha256=None):
+    def careless_rename(source, target):
         content = Path(source).read_bytes()
         Path(source).unlink()
         Path(target).write_bytes(content)
-        return False
 
-    monkeypatch.setattr(placer, "move", careless_move)
+    monkeypatch.setattr(moves, "rename_exclusive", careless_rename)
     with pytest.raises(AssertionError, match="points, first"):
         sweep_kills(lambda: World(crash_folders), World.organize, World.undo, World.is_restored)
 
