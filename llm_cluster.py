@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 
 from common import cli
 from common.commit import Identity, OutputLock
-from common.config import StageSettings, UserError, settings_to_dict
+from common.config import ConfigError, StageSettings, UserError, settings_to_dict
 from llm_parts.batch_output import BatchOutput
 from llm_parts.client import BudgetExhausted, LlmClient, get_llm_provider
 from llm_parts.clusterer import Clusterer
@@ -76,8 +76,8 @@ class LlmClusterSettings(ClusterOptions, StageSettings):
     mode: Literal["requests", "clio"] = Field(
         "requests", description="requests: clusters with a registry; clio: taxonomy"
     )
-    input: str = Field(
-        min_length=1, description="file, folder or glob of requests: CSV, JSON lines, parquet, also zipped"
+    input: str | None = Field(
+        None, min_length=1, description="requests: file, folder or glob of CSV, JSON lines, parquet"
     )
     text_column: str = Field("text", min_length=1, description="column of the request's text")
     label_column: str | None = Field(None, description="column of true labels, for the report only; null: none")
@@ -98,6 +98,13 @@ class LlmClusterSettings(ClusterOptions, StageSettings):
         if value.startswith("."):
             raise ValueError("should not begin with a dot")
         return value
+
+    @property
+    def input_path(self) -> str:
+        """The input, which only mode `requests` demands; raises ConfigError where it is not set."""
+        if self.input is None:
+            raise ConfigError("llm_cluster.input: required, but missing; give --input FILE")
+        return self.input
 
 
 def run(settings: LlmClusterSettings, *, overwrite: bool = False) -> dict[str, Any]:
@@ -170,7 +177,7 @@ def identity_of(settings: LlmClusterSettings) -> Identity:
     values = settings_to_dict(settings)
     keys = {name: values[name] for name in names}
     keys |= {f"llm.{name}": values["llm"][name] for name in ANSWER_KEYS}
-    return Identity("llm_cluster", keys, {settings.input: fingerprint_input(settings.input)})
+    return Identity("llm_cluster", keys, {settings.input_path: fingerprint_input(settings.input_path)})
 
 
 def read_input(settings: LlmClusterSettings) -> RequestTable:
@@ -178,7 +185,7 @@ def read_input(settings: LlmClusterSettings) -> RequestTable:
     from common.tables import open_table
 
     with tempfile.TemporaryDirectory(prefix="llm_cluster-") as folder:
-        opened = open_table(settings.input, copy_folder=Path(folder))
+        opened = open_table(settings.input_path, copy_folder=Path(folder))
         wanted = [settings.text_column, *settings.context_columns, settings.label_column]
         names = list(dict.fromkeys(name for name in wanted if name is not None))
         opened.require_columns(*names)
@@ -193,7 +200,7 @@ def read_input(settings: LlmClusterSettings) -> RequestTable:
         max_chars=settings.max_request_chars,
         context_columns=settings.context_columns,
         label_column=settings.label_column,
-        where=settings.input,
+        where=settings.input_path,
     )
     odd = (table.n_empty, table.n_cut, table.n_duplicate_ids)
     log.info("read %s requests: %d without text, %d cut, %d repeated ids", f"{len(table.requests):,}", *odd)

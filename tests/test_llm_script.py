@@ -196,6 +196,7 @@ def test_odd_rows_stay_and_are_counted(tmp_path, server, frame):
         (["llm_cluster.shortlist=0"], 2, "should be a number from 1 on, or all"),
         (["llm.provider=olama"], 1, "did you mean 'ollama'"),
         (["llm_cluster.mode=clip"], 2, "llm_cluster.mode"),
+        (["llm_cluster.input=null"], 2, "llm_cluster.input: required"),
         (["--batch-id", "../escape"], 2, "batch_id"),
     ],
 )
