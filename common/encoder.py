@@ -311,12 +311,19 @@ def _load_tokenizer(model: str, revision: str | None) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
     except Exception as problem:  # transformers raises a dozen kinds for one reason: it is not there, or is broken
         reason = " ".join(str(problem).split())[:200]
         raise UserError(
             f"model {model} has no usable tokenizer ({reason}); save it beside the weights with save_pretrained"
         ) from problem
+    # Where the vocabulary is missing, transformers makes a tokenizer of special tokens alone, which knows no word.
+    if tokenizer.vocab_size <= len(set(tokenizer.all_special_ids)):
+        raise UserError(
+            f"model {model} has no usable tokenizer (its vocabulary is missing); "
+            f"save it beside the weights with save_pretrained"
+        )
+    return tokenizer
 
 
 def _load_classifier(model: str, revision: str | None, *, demanded: bool) -> tuple[Any, list[str] | None]:
