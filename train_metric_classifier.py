@@ -120,13 +120,14 @@ def finish_step(
     state.n_running += 1
     if state.step % settings.training.log_every_n_steps == 0 or ends_epoch:
         log_training(session, record, trackers)
-    every = settings.metric_validation.every_n_batches
-    if session.valid is not None and (state.batches // every > before // every if every else ends_epoch):
-        validate(session, store, record, trackers, valid=session.valid)
     if ends_epoch:
         state.epoch, state.window = state.epoch + 1, 0
     is_last = state.epoch == settings.training.num_epochs
-    if is_last and session.valid is None:
+    every = settings.metric_validation.every_n_batches
+    is_due = state.batches // every > before // every if every else ends_epoch
+    if session.valid is not None and (is_due or is_last):
+        validate(session, store, record, trackers, valid=session.valid)
+    if is_last and state.best_step is None:  # without validation the last model is the best that is known
         store.save_best(state, model=session.model)
     save_every = settings.checkpointing.save_every_n_bathces
     if state.batches // save_every > before // save_every or is_last:

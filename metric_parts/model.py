@@ -154,10 +154,12 @@ def load_model(
     classes: Sequence[str],
     device: str,
     pooling: Pooling | None = None,
+    tokenizer_source: str | None = None,
 ) -> JointModel:
     """Load a checkpoint for both tasks; a head with other classes than `classes` is made anew, from the seed.
 
-    `source` is a `model_name`; `pooling` overrides the settings, for checkpoints of ours.
+    `source` is a `model_name`; `pooling` overrides the settings, for checkpoints of ours, and `tokenizer_source` says
+    where the tokenizer comes from if not from `source`.
     Raises UserError where it is no model, has no tokenizer, or lacks weights of the encoder.
     """
     from transformers import AutoTokenizer
@@ -168,7 +170,7 @@ def load_model(
     torch.manual_seed(settings.training.seed)
     network = _load_network(resolved, classes, settings.training.attention_implementation, chosen)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(resolved)
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(tokenizer_source or source))
     except (OSError, ValueError) as problem:
         raise UserError(f"model {source} has no usable tokenizer ({_one_line(problem)})") from None
     max_length = _longest(settings.training.max_seq_length, network, tokenizer)

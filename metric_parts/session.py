@@ -127,7 +127,14 @@ def open_session(
     pooling = read_pooling(resolved) if settings.pooling == "auto" else settings.pooling
     source = str(checkpoint.path) if checkpoint else settings.model_name
     device = processes.device(settings.device)
-    model = load_model(source, settings=settings, classes=labels.classes, device=device, pooling=pooling)
+    model = load_model(
+        source,
+        settings=settings,
+        classes=labels.classes,
+        device=device,
+        pooling=pooling,
+        tokenizer_source=settings.model_name,  # one that was saved and loaded again writes other files
+    )
     tokens = model.tokenize(corpus.train.texts)
     _count_truncated("train", tokens, model)
     rows = sampler_rows(corpus)

@@ -1,0 +1,251 @@
+"""Gradients of an optimizer step: accumulation, the gradient cache, and two processes for one."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from common.config import settings_from_values
+from metric_parts.corpus import load_corpus
+from metric_parts.losses import cross_entropy, supcon
+from metric_parts.model import load_model, pad_rows
+from metric_parts.parallel import Processes
+from metric_parts.session import open_session
+from metric_parts.settings import TrainerSettings
+from metric_parts.steps import make_optimizer, make_schedule
+from metric_parts.windows import LoadedBatch, Window
+from tests.tiny_encoder import still_encoder, tiny_encoder, training_rows, write_rows  # noqa: F401  fixtures
+
+
+def make_settings(model, rows_path, **training):
+    values = {
+        "model_name": str(model),
+        "data": {"parquet_path": str(rows_path), "val_ratio": 0},
+        "training": {"batch_size": 8, "max_seq_length": 32, **training},
+    }
+    return settings_from_values(TrainerSettings, values, source="test")
+
+
+@pytest.fixture(scope="module")
+def rows_path(tmp_path_factory):
+    rows = training_rows(n_classes=4, n_per_class=8)
+    rows["metric_mask"] = [int(i % 5 != 0) for i in range(32)]
+    rows["classifier_mask"] = [int(i % 3 != 0 or i % 5 == 0) for i in range(32)]
+    return write_rows(tmp_path_factory.mktemp("steps") / "rows.parquet", rows)
+
+
+def open_tiny(model, rows_path, **training):
+    settings = make_settings(model, rows_path, **training)
+    return open_session(settings, corpus=load_corpus(settings), checkpoint=None, processes=Processes())
+
+
+def load(session, window):
+    batches = []
+    for batch in window.batches:
+        share = session.processes.share(batch)
+        ids = [session.tokens.ids[row] for row in share.rows]
+        batches.append(LoadedBatch(batch, share, pad_rows(ids, padding=session.model.padding)))
+    return batches
+
+
+def gradient(session, window, *, number=0):
+    session.model.network.train()
+    session.model.network.zero_grad(set_to_none=True)
+    session.stepper.backward(window, load(session, window), number=number)
+    return {
+        name: value.grad.clone() for name, value in session.model.network.named_parameters() if value.grad is not None
+    }
+
+
+def assert_equal(ours, theirs, *, tolerance=2e-6):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], atol=tolerance), name
+
+
+ROWS = np.arange(32)
+
+
+def test_the_loss_is_the_weighted_sum_of_both_means(still_encoder, rows_path):  # noqa: F811
+    session = open_tiny(still_encoder, rows_path, classification_loss_weight=0.7, metric_loss_weight=1.3)
+    ours = gradient(session, Window([[ROWS]]))
+    network, targets = session.model.network, session.stepper.targets
+    network.zero_grad(set_to_none=True)
+    vectors, logits = session.model.forward(pad_rows(session.tokens.ids, padding=session.model.padding))
+    ce = cross_entropy(logits, torch.tensor(targets.classes), torch.tensor(targets.classifier_mask))
+    contrast = supcon(vectors, torch.tensor(targets.codes), torch.tensor(targets.metric_mask), temperature=0.1)
+    (0.7 * ce.total / ce.n + 1.3 * contrast.total / contrast.n).backward()
+    theirs = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+    assert_equal(ours, theirs)
+
+
+def test_cross_entropy_accumulated_over_uneven_batches_is_that_of_one_batch(still_encoder, rows_path):  # noqa: F811
+    session = open_tiny(still_encoder, rows_path, metric_loss_weight=0.0)
+    whole = gradient(session, Window([[ROWS]]))
+    parts = gradient(session, Window([[ROWS[:5]], [ROWS[5:20]], [ROWS[20:]]]))
+    assert_equal(parts, whole)
+
+
+def test_supcon_accumulated_is_the_mean_over_the_anchors_of_the_window(still_encoder, rows_path):  # noqa: F811
+    session = open_tiny(still_encoder, rows_path, classification_loss_weight=0.0)
+    window = Window([[ROWS[:6]], [ROWS[6:20]], [ROWS[20:]]])
+    accumulated = gradient(session, window)
+    network, targets = session.model.network, session.stepper.targets
+    network.zero_grad(set_to_none=True)
+    sums = []
+    for batch in window.batches:
+        vectors, _ = session.model.forward(
+            pad_rows([session.tokens.ids[row] for row in batch], padding=session.model.padding)
+        )
+        mask = torch.tensor(targets.metric_mask[batch])
+        sums.append(supcon(vectors, torch.tensor(targets.codes[batch]), mask, temperature=0.1))
+    (sum(part.total for part in sums) / sum(part.n for part in sums)).backward()
+    by_hand = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+    head = {name for name, _ in session.model.head_parameters()}
+    assert_equal({n: g for n, g in accumulated.items() if n in by_hand and n not in head}, by_hand)
+    # The control: a contrast set of the whole window is another loss, which accumulation does not give.
+    whole = gradient(session, Window([[ROWS]]))
+    assert any(not torch.allclose(whole[name], accumulated[name], atol=1e-4) for name in by_hand)
+
+
+def test_the_gradient_cache_gives_the_gradient_of_the_full_batch(still_encoder, rows_path):  # noqa: F811
+    session = open_tiny(still_encoder, rows_path)
+    whole = gradient(session, Window([[ROWS]]))
+    cached = gradient(session, Window([[ROWS[:8], ROWS[8:19], ROWS[19:]]]))
+    assert_equal(cached, whole)
+
+
+def test_the_gradient_cache_drops_the_same_units_twice(tiny_encoder, rows_path):  # noqa: F811
+    """With dropout on: equal to keeping the graphs of all pieces, which is what the cache saves."""
+    session = open_tiny(tiny_encoder, rows_path)
+    window = Window([[ROWS[:8], ROWS[8:19], ROWS[19:]]])
+    cached = gradient(session, window, number=3)
+    network, targets, stepper = session.model.network, session.stepper.targets, session.stepper
+    network.zero_grad(set_to_none=True)
+    kept = [stepper._forward(batch, (3, index)) for index, batch in enumerate(load(session, window))]
+    vectors, logits = torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
+    ce = cross_entropy(logits, torch.tensor(targets.classes), torch.tensor(targets.classifier_mask))
+    contrast = supcon(vectors, torch.tensor(targets.codes), torch.tensor(targets.metric_mask), temperature=0.1)
+    (ce.total / ce.n + contrast.total / contrast.n).backward()
+    theirs = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
+    assert_equal(cached, theirs)
+    assert not torch.allclose(cached["classifier.weight"], gradient(session, window, number=4)["classifier.weight"])
+
+
+def test_a_window_without_any_anchor_or_class_row_has_a_gradient_of_zero(still_encoder, rows_path):  # noqa: F811
+    session = open_tiny(still_encoder, rows_path)
+    lonely = np.array([0, 9])  # two labels, so no anchor
+    session.stepper.targets.classifier_mask[lonely] = False
+    assert all(not value.any() for value in gradient(session, Window([[lonely]])).values())
+
+
+PROGRAM = """
+import sys, torch
+from pathlib import Path
+import numpy as np
+from tests.test_metric_steps import ROWS, load, make_settings, gradient
+from metric_parts.corpus import load_corpus
+from metric_parts.parallel import join_processes, leave_processes
+from metric_parts.session import open_session
+from metric_parts.windows import Window
+torch.set_num_threads(1)
+processes = join_processes("cpu")
+settings = make_settings(sys.argv[1], sys.argv[2])
+session = open_session(settings, corpus=load_corpus(settings), checkpoint=None, processes=processes)
+window = Window([[ROWS[:9]], [ROWS[9:16], ROWS[16:]]])
+gradients = gradient(session, window)
+vectors = session.stepper.backward(window, load(session, window), number=0).vectors
+saved = {"gradients": gradients, "vectors": [torch.from_numpy(v) for v in vectors]}
+torch.save(saved, sys.argv[3] + f".{processes.rank}")
+leave_processes()
+"""
+
+
+def test_two_processes_give_the_gradients_of_one(still_encoder, rows_path, tmp_path):  # noqa: F811
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    out = str(tmp_path / "gradients")
+    started = []
+    for n, rank in ((1, 0), (2, 0), (2, 1)):
+        environment = {
+            **os.environ,
+            "WORLD_SIZE": str(n),
+            "RANK": str(rank),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "PYTHONPATH": ".",
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-c", PROGRAM, str(still_encoder), str(rows_path), f"{out}-{n}"]
+        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
+    for process in started:
+        assert process.wait(timeout=200) == 0, process.stderr.read()
+    one, first, second = (torch.load(f"{out}-{name}") for name in ("1.0", "2.0", "2.1"))
+    for two in (first, second):
+        assert_equal(two["gradients"], one["gradients"])
+        assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(two["vectors"], one["vectors"], strict=True))
+
+
+# --- Optimizer and schedule ------------------------------------------------------------------------------------------
+
+
+def test_biases_and_norms_do_not_decay_and_the_head_has_its_own_rate(still_encoder, rows_path):  # noqa: F811
+    settings = make_settings(still_encoder, rows_path)
+    values = {**settings.model_dump(), "optimizer": {"learning_rate": 1e-4, "head_learning_rate": 1e-2}}
+    settings = settings_from_values(TrainerSettings, values, source="test")
+    model = load_model(str(still_encoder), settings=settings, classes=["a", "b"], device="cpu")
+    groups = {
+        (group["lr"], group["weight_decay"]): group["params"]
+        for group in make_optimizer(model, settings=settings).param_groups
+    }
+    assert set(groups) == {(1e-4, 0.01), (1e-4, 0.0), (1e-2, 0.01), (1e-2, 0.0)}
+    assert all(parameter.ndim == 1 for parameter in groups[1e-4, 0.0])
+    assert [parameter.shape[0] for parameter in groups[1e-2, 0.01]] == [2]
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "rates"),
+    [
+        ({"name": "linear", "warmup_steps": 0.2}, [0.0, 0.5, 1.0, 0.875, 0.75]),
+        ({"name": "linear", "warmup_steps": 2}, [0.0, 0.5, 1.0, 0.875, 0.75]),
+        ({"name": "linear", "warmup_steps": 0, "num_training_steps": 4}, [1.0, 0.75, 0.5, 0.25, 0.0]),
+        ({"name": "constant", "warmup_steps": 0}, [1.0] * 5),
+        ({"name": "cosine", "warmup_steps": 0, "num_cycles": 1.0, "num_training_steps": 4}, [1.0, 0.5, 0.0, 0.5, 1.0]),
+    ],
+)  # fmt: skip
+def test_schedules_are_those_of_transformers(scheduler, rates):
+    values = {"data": {"parquet_path": "x"}, "scheduler": scheduler}
+    settings = settings_from_values(TrainerSettings, values, source="test")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = make_schedule(optimizer, settings=settings, n_steps=10)
+    seen = []
+    for _ in rates:
+        seen.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert seen == pytest.approx(rates)
+
+
+def test_a_loss_that_stays_not_finite_ends_the_run(still_encoder, rows_path, monkeypatch):  # noqa: F811
+    from common.config import UserError
+
+    session = open_tiny(still_encoder, rows_path)
+    with torch.no_grad():
+        session.model.network.classifier.weight.fill_(float("nan"))
+    window = Window([[ROWS[:8]]])
+    for number in range(19):
+        assert session.stepper.step(window, load(session, window), number=number).was_skipped
+    with pytest.raises(UserError, match=r"has not been finite for 20 steps; lower optimizer\.learning_rate"):
+        session.stepper.step(window, load(session, window), number=19)
+
+
+def test_an_attention_that_cannot_run_falls_back_with_a_word(still_encoder, rows_path, caplog):  # noqa: F811
+    settings = make_settings(still_encoder, rows_path, attention_implementation="flash_attention_2")
+    model = load_model(str(still_encoder), settings=settings, classes=["a", "b"], device="cpu")
+    assert model.network.config._attn_implementation == "sdpa"
+    assert "attention flash_attention_2 cannot run here" in caplog.text
