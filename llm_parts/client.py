@@ -19,6 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -34,7 +35,7 @@ from llm_parts.limits import BudgetExhausted
 from llm_parts.schemas import Choices, json_schema
 from llm_parts.sender import Sender, Unanswered, answer_record
 from llm_parts.settings import LlmSettings, Settings
-from llm_parts.wires import PROVIDERS, get_llm_provider
+from llm_parts.wires import PROVIDERS, get_llm_provider, require_provider
 from llm_parts.wires.base import BaseLLMProvider, Message, Wire, WireCall
 from llm_parts.wires.custom_wire import CustomWire
 
@@ -120,6 +121,8 @@ class LlmClient:
     `provider` is an object of one's own; None makes the one that `settings.provider` names, at its first call.
     `prompts_path` is the JSONL that every prompt and answer is appended to; None logs none. `default_cache_path` is
     where answers are kept when `llm.cache_path` names no file; None keeps them in memory.
+
+    Raises UserError at once for a provider that there is not; a missing key is found at the first call.
     """
 
     def __init__(
@@ -130,6 +133,8 @@ class LlmClient:
         prompts_path: Path | None = None,
         default_cache_path: Path | None = None,
     ) -> None:
+        if provider is None:
+            require_provider(settings.provider)
         self.settings = settings
         self.ledger = Ledger(settings.price)
         self._provider = provider
@@ -264,9 +269,8 @@ class LlmClient:
         with self._flights.hold(key):
             stored = None if fresh else cache.get(key)
             if stored is None:
-                stored = sender.send(call, step=request.step)
-                cache.put(key, stored, step=request.step)
-                return stored, False
+                keep = partial(cache.put, key, step=request.step)
+                return sender.send(call, step=request.step, keep=keep), False
         self.ledger.count_cached(request.step, tokens_in=stored.tokens_in, tokens_out=stored.tokens_out)
         if prompts is not None:
             record: dict[str, Any] = {"step": request.step, "schema": request.schema_name, "provider": sender.wire.name}

@@ -7,6 +7,7 @@ import logging
 import random
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -41,6 +42,9 @@ _PREFLIGHT = WireCall(
 )
 
 
+Keep = Callable[[StoredReply], None]
+
+
 class Unanswered(Exception):
     """A call that got no reply although it was sent again and again; it is quarantined and the run goes on."""
 
@@ -60,19 +64,20 @@ class Sender:
         self._rate = RateLimiter(settings.requests_per_minute)
         self._slots = threading.BoundedSemaphore(settings.concurrency)
         self.stopped = threading.Event()  # set: no retry waits or starts any more
+        self._ended: UserError | None = None  # what the user must mend; nothing is sent after it
         self._preflight_lock = threading.Lock()
         self._is_known = not wire.needs_preflight
         self._count_lock = threading.Lock()
         self._n_unanswered_in_a_row = 0
         self._has_answered = False
 
-    def send(self, call: WireCall, *, step: str) -> StoredReply:
-        """One reply, after as many attempts as `llm.max_attempts`.
+    def send(self, call: WireCall, *, step: str, keep: Keep) -> StoredReply:
+        """One reply, after as many attempts as `llm.max_attempts`; `keep` is called with it before anything else.
 
         Raises Unanswered where none came, BudgetExhausted, and UserError for what the user must mend.
         """
         self.preflight()
-        return self._send_with_retries(call, step)
+        return self._send_with_retries(call, step, keep)
 
     def mask(self, text: str) -> str:
         """A text without the keys of the provider in it."""
@@ -109,7 +114,7 @@ class Sender:
         call = replace(call, max_tokens=settings.max_answer_tokens)
         while True:
             try:
-                stored = self._send_with_retries(call, "preflight")
+                stored = self._send_with_retries(call, "preflight", keep=lambda stored: None)
             except Unanswered as problem:
                 log.warning("llm: the preflight call got no answer (%s); going on by guess", problem.message)
                 return False
@@ -124,7 +129,7 @@ class Sender:
 
     # --- Attempts ----------------------------------------------------------------------------------------------------
 
-    def _send_with_retries(self, call: WireCall, step: str) -> StoredReply:
+    def _send_with_retries(self, call: WireCall, step: str, keep: Keep) -> StoredReply:
         import tenacity
 
         retrying = tenacity.Retrying(
@@ -137,7 +142,7 @@ class Sender:
             reraise=True,
         )
         try:
-            stored = retrying(self._attempt, call, step)
+            stored = retrying(self._attempt, call, step, keep)
         except WireError as error:
             self._count_unanswered(error)
             raise Unanswered(error, retrying.statistics.get("attempt_number", 1)) from None
@@ -154,14 +159,14 @@ class Sender:
         backoff = min(self.settings.retry_wait_s * 2 ** (state.attempt_number - 1), _LONGEST_BACKOFF_S)
         return backoff * random.uniform(0.5, 1.0)
 
-    def _attempt(self, call: WireCall, step: str) -> StoredReply:
+    def _attempt(self, call: WireCall, step: str, keep: Keep) -> StoredReply:
         """One reply; what the server does not take is left out and sent again at once. Raises WireError to wait."""
         tried: set[Capabilities] = set()
         while True:
             capabilities = self.wire.capabilities
             tried.add(capabilities)
             try:
-                return self._send_once(call, capabilities, step)
+                return self._send_once(call, capabilities, step, keep)
             except WireError as error:
                 if error.kind == "unreachable" and self._has_answered:
                     error.kind = "dropped"  # it was there a moment ago
@@ -175,10 +180,10 @@ class Sender:
         try:
             self.wire.capabilities = self.wire.adapted(capabilities, error, tried)
         except WireError:
-            raise self._explained(error) from None
+            raise self._end(self._explained(error)) from None
         log.info("llm: %s; trying %s", error.message, self.wire.capabilities)
 
-    def _send_once(self, call: WireCall, capabilities: Capabilities, step: str) -> StoredReply:
+    def _send_once(self, call: WireCall, capabilities: Capabilities, step: str, keep: Keep) -> StoredReply:
         if call.schema_name == _PREFLIGHT.schema_name:  # which says nothing of JSON
             sent = with_schema_name(call)
         else:
@@ -186,6 +191,8 @@ class Sender:
         n_tokens = count_tokens(sent.messages)
         self._rate.wait(self.stopped)
         with self._slots:
+            if self._ended is not None:
+                raise self._ended
             held = self._budget.reserve(n_tokens)
             self._ledger.count_call(step)
             started = time.perf_counter()
@@ -202,6 +209,7 @@ class Sender:
                 self._budget.settle(held)
                 raise
             stored = self._stored(reply, n_tokens, time.perf_counter() - started)
+            keep(stored)  # before all else: a process that is killed from here on has not lost the answer
             used = {"tokens_in": stored.tokens_in, "tokens_out": stored.tokens_out}
             self._budget.settle(held, **used, answered=True)
         self._ledger.count_reply(step, **used, seconds=stored.seconds)
@@ -246,19 +254,26 @@ class Sender:
             self._n_unanswered_in_a_row += 1
             gone = self._n_unanswered_in_a_row >= _UNANSWERED_IN_A_ROW and not self.stopped.is_set()
         if gone:
-            raise UserError(
+            message = (
                 f"{self._place()} has stopped answering: {error.message} ({_UNANSWERED_IN_A_ROW} calls in a row, each "
                 f"tried {self.settings.max_attempts} times); see to the server and start the same command again: what "
                 "is answered is kept"
             )
+            raise self._end(UserError(message))
 
     def _refuse_long_waits(self, error: WireError) -> None:
         if error.retry_after is not None and error.retry_after > self.settings.max_retry_wait_s:
-            raise UserError(
+            message = (
                 f"{self._place()} asks to wait {error.retry_after:.0f} s ({error.message}), longer than "
                 f"llm.max_retry_wait_s={self.settings.max_retry_wait_s:g}; start the same command again then, what is "
                 "answered is kept"
-            ) from None
+            )
+            raise self._end(UserError(message)) from None
+
+    def _end(self, problem: UserError) -> UserError:
+        """Send nothing more: every further call would meet the same problem, and some are paid for."""
+        self._ended = self._ended or problem
+        return problem
 
     def _explained(self, error: WireError) -> UserError:
         name = KEY_NAMES.get(self.wire.name, "the key")

@@ -51,6 +51,12 @@ DEFAULT_URLS = {
     "openrouter": "https://openrouter.ai/api/v1",
     "triton": "http://localhost:8000",
 }
+# Names by which the official clients take another address; ours take them too where `llm.url` says nothing.
+URL_NAMES = {
+    "openai": "OPENAI_BASE_URL",
+    "anthropic": "ANTHROPIC_BASE_URL",
+    "openrouter": "OPENROUTER_BASE_URL",
+}
 TRITON_OPENAI_URL = "http://localhost:9000/v1"  # the OpenAI frontend listens on a port of its own
 
 TritonApi = Literal["generate", "openai", "infer"]
@@ -130,9 +136,10 @@ class LlmSettings(Section):
 
     @property
     def base_url(self) -> str | None:
-        """The address that is asked, as given or the provider's own; None for providers without a server."""
-        if self.url:
-            return self.url
+        """The address that is asked: as given, else from the environment, else the provider's own; None: no server."""
+        given = self.url or _from_environment(URL_NAMES.get(self.provider))
+        if given:
+            return given
         if self.provider == "triton" and self.triton_api == "openai":
             return TRITON_OPENAI_URL
         return DEFAULT_URLS.get(self.provider)
@@ -155,10 +162,7 @@ class LlmSettings(Section):
         """The key of the provider: given by code, else from the environment, else from `.env`; None where none is."""
         if self.provider in self._keys:
             return self._keys[self.provider]
-        name = KEY_NAMES.get(self.provider)
-        if name is None:
-            return None
-        value = os.environ.get(name) or read_dotenv(DOTENV_PATH).get(name)
+        value = _from_environment(KEY_NAMES.get(self.provider))
         return SecretStr(value) if value else None
 
 
@@ -172,13 +176,13 @@ class Settings(BaseModel):
     ollama_api_url: str = "http://localhost:11434/api"
     ollama_api_key: SecretStr | None = None
     openai_model: str = DEFAULT_MODELS["openai"]
-    openai_api_url: str = DEFAULT_URLS["openai"]
+    openai_api_url: str | None = None
     openai_api_key: SecretStr | None = None
     anthropic_model: str = DEFAULT_MODELS["anthropic"]
-    anthropic_api_url: str = DEFAULT_URLS["anthropic"]
+    anthropic_api_url: str | None = None
     anthropic_api_key: SecretStr | None = None
     openrouter_model: str = DEFAULT_MODELS["openrouter"]
-    openrouter_api_url: str = DEFAULT_URLS["openrouter"]
+    openrouter_api_url: str | None = None
     openrouter_api_key: SecretStr | None = None
     triton_model: str = DEFAULT_MODELS["triton"]
     triton_api_url: str | None = None
@@ -242,6 +246,10 @@ class Settings(BaseModel):
         }
         keys = {name: getattr(self, f"{name}_api_key") for name in KEY_NAMES}
         return LlmSettings(**values).with_keys({name: key for name, key in keys.items() if key})
+
+
+def _from_environment(name: str | None) -> str | None:
+    return (os.environ.get(name) or read_dotenv(DOTENV_PATH).get(name)) if name else None
 
 
 _DOTENV_LINE = re.compile(r"""^\s*(?:export\s+)?(?P<name>[A-Za-z_]\w*)\s*=\s*(?P<value>.*?)\s*$""")

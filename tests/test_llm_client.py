@@ -272,7 +272,7 @@ def test_what_the_user_must_mend_ends_the_run_at_once(server, status, body, advi
         client.ask_many([question(number) for number in range(30)])
     assert advice in str(raised.value) and KEY not in str(raised.value)
     assert sum(call.fault is not None for call in server.calls) == 1
-    assert server.n_calls() <= 1 + 2 * 8  # what was in flight by then
+    assert server.n_calls() <= 8  # what was in flight by then
 
 
 def test_no_server():
@@ -303,7 +303,7 @@ def test_a_server_that_has_gone_ends_the_run(server):
     client = client_of(server, concurrency=1, max_attempts=2)
     with client, pytest.raises(UserError, match="has stopped answering"):
         client.ask_many([question(number) for number in range(50)])
-    assert 3 * 2 <= server.n_calls() <= 6 * 2  # each of them retried, and what was in flight by then
+    assert 3 * 2 <= server.n_calls() <= 4 * 2  # each of them retried, and what a second thread had begun
 
 
 # --- Preflight -------------------------------------------------------------------------------------------------------
@@ -672,8 +672,9 @@ def test_providers_are_found_by_name_and_added_to(monkeypatch):
     monkeypatch.setitem(PROVIDERS, "parrot", lambda settings: parrot)
     assert get_llm_provider("parrot") is parrot
     assert LlmClient(LlmSettings(provider="parrot")).answer(question()).value.decision == "same"
-    with pytest.raises(UserError, match="did you mean 'ollama'"):
-        get_llm_provider("olama")
+    for find in (get_llm_provider, lambda name: LlmClient(LlmSettings(provider=name))):
+        with pytest.raises(UserError, match="did you mean 'ollama'"):
+            find("olama")
 
 
 def test_settings_come_from_arguments_then_environment_then_dotenv(monkeypatch, tmp_path):
@@ -693,6 +694,9 @@ def test_settings_come_from_arguments_then_environment_then_dotenv(monkeypatch, 
     assert section.api_key().get_secret_value() == KEY and section.model_name == "gpt-5-mini"
     assert settings.llm_settings("ollama").base_url == "http://localhost:11434/api"
     assert LlmSettings(provider="openai").api_key().get_secret_value() == KEY
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://gateway/v1")
+    assert LlmSettings(provider="openai").base_url == "http://gateway/v1" == settings.llm_settings().base_url
+    assert LlmSettings(provider="openai", url="http://mine").base_url == "http://mine"
     with pytest.raises(ConfigError, match="clustering_batch_size"):
         Settings(clustering_batch_size=0)
 

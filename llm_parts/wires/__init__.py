@@ -81,10 +81,15 @@ def get_llm_provider(name: str | None = None, settings: LlmSettings | Settings |
     if isinstance(settings, Settings):
         settings = settings.llm_settings(name)
     name = name or settings.provider
+    require_provider(name)
+    if settings.provider != name:
+        settings = settings.model_copy(update={"provider": name})
+    return PROVIDERS[name](settings)
+
+
+def require_provider(name: str) -> None:
+    """Raise UserError where there is no provider of that name."""
     if name not in PROVIDERS:
         close = difflib.get_close_matches(name, PROVIDERS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else f" (there are: {', '.join(PROVIDERS)})"
         raise UserError(f"llm.provider: there is no provider {name!r}{hint}")
-    if settings.provider != name:
-        settings = settings.model_copy(update={"provider": name})
-    return PROVIDERS[name](settings)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from llm_parts.settings import LlmSettings
 from llm_parts.wires.base import Capabilities, Mode, Reply, Wire, WireCall, is_loopback, require_key, with_path
-from llm_parts.wires.errors import WireError, connection_error, status_error
+from llm_parts.wires.errors import WireError, connection_error, status_error, timeout_error
 
 
 class AnthropicWire(Wire):
@@ -29,7 +29,7 @@ class AnthropicWire(Wire):
             api_key=self._key,
             base_url=self.url,
             max_retries=0,
-            timeout=self.settings.timeout_s,
+            timeout=anthropic.Timeout(self.settings.timeout_s, connect=self.connect_timeout_s),
             http_client=anthropic.DefaultHttpxClient(trust_env=not is_loopback(self.url)),
         )
 
@@ -47,9 +47,7 @@ class AnthropicWire(Wire):
         except anthropic.APIStatusError as error:
             raise status_error(error.status_code, error.body or error.message, error.response.headers) from None
         except anthropic.APITimeoutError as error:
-            refused = connection_error(error)
-            message = f"no answer within llm.timeout_s={self.settings.timeout_s:g}"
-            raise refused if refused.kind == "unreachable" else WireError("timeout", message) from None
+            raise timeout_error(error, timeout_s=self.settings.timeout_s) from None
         except anthropic.APIConnectionError as error:
             raise connection_error(error) from None
         except (anthropic.AnthropicError, ValueError) as error:

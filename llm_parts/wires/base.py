@@ -33,6 +33,9 @@ _WORDS_OF_A_SCHEMA = (
 _WORDS_OF_A_TOOL = ("tool", "function")
 
 
+_CONNECT_TIMEOUT_S = 15.0
+
+
 class BaseLLMProvider(ABC):
     """A model that answers a chat; a subclass with only `chat_completion` works everywhere, cached and retried."""
 
@@ -98,6 +101,11 @@ class Wire(BaseLLMProvider):
     @abstractmethod
     def send(self, call: WireCall, capabilities: Capabilities) -> Reply:
         """Make one call; raises WireError where no reply came of it."""
+
+    @property
+    def connect_timeout_s(self) -> float:
+        """Seconds to wait for a connection: a model may think for minutes, a socket opens at once."""
+        return min(_CONNECT_TIMEOUT_S, self.settings.timeout_s)
 
     def close(self) -> None:
         """Close connections."""

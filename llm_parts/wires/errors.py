@@ -90,6 +90,14 @@ def connection_error(error: BaseException) -> WireError:
     return WireError("dropped", f"the connection broke: {error.__cause__ or error}")
 
 
+def timeout_error(error: BaseException, *, timeout_s: float) -> WireError:
+    """A server that was silent for too long, or, where not even a connection was made, one that is not there."""
+    broken = connection_error(error)
+    if broken.kind == "unreachable":
+        return broken
+    return WireError("timeout", f"no answer within llm.timeout_s={timeout_s:g}")
+
+
 def _message_and_code(body: Any) -> tuple[str, str]:
     """Message and code of the error bodies of all providers: {"error": text | {message, type, code}} or plain text."""
     if isinstance(body, dict):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from llm_parts.settings import LlmSettings
 from llm_parts.wires.base import Capabilities, Mode, Reply, Wire, WireCall, is_loopback, with_path
-from llm_parts.wires.errors import WireError, connection_error, status_error
+from llm_parts.wires.errors import WireError, connection_error, status_error, timeout_error
 
 log = logging.getLogger(__name__)
 
@@ -28,12 +28,13 @@ class OllamaWire(Wire):
 
     @cached_property
     def _client(self) -> Any:
+        import httpx
         import ollama
 
         key = self.settings.api_key()
         return ollama.Client(
             host=self.url,
-            timeout=self.settings.timeout_s,
+            timeout=httpx.Timeout(self.settings.timeout_s, connect=self.connect_timeout_s),
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else None,
             trust_env=not is_loopback(self.url),
             # The client's own error drops the headers, and Retry-After with them; so the status is read before it is.
@@ -53,9 +54,7 @@ class OllamaWire(Wire):
         try:
             response = self._client.chat(**self._arguments(call, capabilities))
         except httpx.TimeoutException as error:
-            refused = connection_error(error)
-            message = f"no answer within llm.timeout_s={self.settings.timeout_s:g}"
-            raise refused if refused.kind == "unreachable" else WireError("timeout", message) from None
+            raise timeout_error(error, timeout_s=self.settings.timeout_s) from None
         except ConnectionError as error:  # what the client makes of a refused connection
             raise WireError("unreachable", str(error)) from None
         except httpx.TransportError as error:

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from llm_parts.settings import LlmSettings
 from llm_parts.wires.base import Capabilities, Mode, Reply, Wire, WireCall, is_loopback, require_key, with_path
-from llm_parts.wires.errors import WireError, connection_error, error_in_reply, status_error
+from llm_parts.wires.errors import WireError, connection_error, error_in_reply, status_error, timeout_error
 
 
 class OpenAiWire(Wire):
@@ -31,7 +31,7 @@ class OpenAiWire(Wire):
             api_key=self._key or "none",  # the client wants one, a server of one's own does not
             base_url=self.url,
             max_retries=0,
-            timeout=self.settings.timeout_s,
+            timeout=openai.Timeout(self.settings.timeout_s, connect=self.connect_timeout_s),
             http_client=openai.DefaultHttpxClient(trust_env=not is_loopback(self.url)),
         )
 
@@ -48,8 +48,8 @@ class OpenAiWire(Wire):
             completion = self._client.chat.completions.create(**self._arguments(call, capabilities))
         except openai.APIStatusError as error:
             raise status_error(error.status_code, error.body or error.message, error.response.headers) from None
-        except openai.APITimeoutError:
-            raise WireError("timeout", f"no answer within llm.timeout_s={self.settings.timeout_s:g}") from None
+        except openai.APITimeoutError as error:
+            raise timeout_error(error, timeout_s=self.settings.timeout_s) from None
         except openai.APIConnectionError as error:
             raise connection_error(error) from None
         except (openai.OpenAIError, ValueError) as error:

@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_parts.settings import LlmSettings
 from llm_parts.wires.base import Capabilities, Message, Reply, Wire, WireCall, is_loopback, with_path
-from llm_parts.wires.errors import WireError, connection_error, status_error
+from llm_parts.wires.errors import WireError, connection_error, status_error, timeout_error
 
 
 class TritonWire(Wire):
@@ -27,7 +27,7 @@ class TritonWire(Wire):
 
         key = self.settings.api_key()
         return httpx.Client(
-            timeout=self.settings.timeout_s,
+            timeout=httpx.Timeout(self.settings.timeout_s, connect=self.connect_timeout_s),
             headers={"Authorization": f"Bearer {key.get_secret_value()}"} if key else None,
             trust_env=not is_loopback(self.url),
         )
@@ -49,10 +49,8 @@ class TritonWire(Wire):
 
         try:
             response = self._client.post(self._address, json=body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise WireError("unreachable", str(error)) from None
-        except httpx.TimeoutException:
-            raise WireError("timeout", f"no answer within llm.timeout_s={self.settings.timeout_s:g}") from None
+        except httpx.TimeoutException as error:
+            raise timeout_error(error, timeout_s=self.settings.timeout_s) from None
         except httpx.HTTPError as error:
             raise connection_error(error) from None
         try:
