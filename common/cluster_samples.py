@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.columns import is_vector, label_strings, read_vectors
+from common.columns import has_text, is_vector, label_strings, read_vectors
 from common.shards import Shard
 
 if TYPE_CHECKING:
@@ -62,11 +62,11 @@ def sample_shard(
     rng = np.random.default_rng([seed, number])
     wanted = [cluster_column, distance_column, text_column, label_column, vector_column]
     samples = ClusterSamples.empty()
+    if not n_examples and not map_share:
+        return samples
     for table in shard.iter_tables([name for name in dict.fromkeys(wanted) if name in names]):
         cluster_ids = _ids(table[cluster_column])
-        texts = _texts(table, text_column)
-        distances = _distances(table, distance_column)
-        examples = _nearest(cluster_ids, distances, texts, n_examples)
+        examples = _nearest(table, cluster_ids, _distances(table, distance_column), text_column, n_examples)
         chosen = np.flatnonzero((rng.random(len(cluster_ids)) < map_share) & (cluster_ids >= 0))
         vectors = np.zeros((0, 0), np.float32)
         if vector_column in names and is_vector(table.schema.field(vector_column).type):
@@ -75,7 +75,8 @@ def sample_shard(
         else:
             chosen = chosen[:0]
         labels = label_strings(table[label_column].take(chosen))
-        captions = [f"{labels[i] or 'no label'}: {_clip(texts[row])}" for i, row in enumerate(chosen)]
+        texts = _texts(table, text_column, chosen)
+        captions = [f"{label or 'no label'}: {text}" for label, text in zip(labels, texts, strict=True)]
         samples = samples.merge(ClusterSamples(examples, vectors, cluster_ids[chosen], captions), n_examples=n_examples)
     return samples
 
@@ -84,10 +85,11 @@ def _ids(column: pa.ChunkedArray) -> np.ndarray:
     return column.cast("int64").fill_null(-1).to_numpy()
 
 
-def _texts(table: pa.Table, text_column: str) -> list[str]:
+def _texts(table: pa.Table, text_column: str, rows: np.ndarray) -> list[str]:
+    """The texts of some rows, shortened."""
     if text_column not in table.schema.names:
-        return [""] * table.num_rows
-    return ["" if value is None else str(value) for value in table[text_column].to_pylist()]
+        return [""] * len(rows)
+    return ["" if value is None else _clip(str(value)) for value in table[text_column].take(rows).to_pylist()]
 
 
 def _distances(table: pa.Table, distance_column: str) -> np.ndarray:
@@ -101,15 +103,18 @@ def _clip(text: str) -> str:
 
 
 def _nearest(
-    cluster_ids: np.ndarray, distances: np.ndarray, texts: list[str], n_examples: int
+    table: pa.Table, cluster_ids: np.ndarray, distances: np.ndarray, text_column: str, n_examples: int
 ) -> dict[int, list[tuple[float, str]]]:
     """The `n_examples` nearest rows with a text, by cluster."""
+    if text_column not in table.schema.names:
+        return {}
+    candidates = np.flatnonzero(has_text(table[text_column]) & (cluster_ids >= 0))
+    candidates = candidates[np.lexsort((distances[candidates], cluster_ids[candidates]))]
+    ids = cluster_ids[candidates]
+    place = np.arange(len(ids)) - np.searchsorted(ids, ids)  # of a row among those of its cluster, the nearest is 0
+    chosen = candidates[place < n_examples]
     examples: dict[int, list[tuple[float, str]]] = {}
-    if not n_examples:
-        return examples
-    for row in np.lexsort((distances, cluster_ids)):
-        kept = examples.setdefault(int(cluster_ids[row]), [])
-        if len(kept) < n_examples and texts[row].strip():
-            kept.append((float(distances[row]), _clip(texts[row])))
-    examples.pop(-1, None)
+    texts = _texts(table, text_column, chosen)
+    for cluster_id, distance, text in zip(cluster_ids[chosen], distances[chosen], texts, strict=True):
+        examples.setdefault(int(cluster_id), []).append((float(distance), text))
     return examples

@@ -140,6 +140,21 @@ def label_text(value: Any) -> str | None:
     return text or None
 
 
+def has_text(column: pa.ChunkedArray) -> np.ndarray:
+    """[n] bool: the row holds a text that is more than white space; all false for a column of another type."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_string_view(column.type):  # which the functions below do not take
+        column = column.cast(pa.large_string())
+    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
+        return np.zeros(len(column), bool)
+    blank = pc.or_(pc.utf8_is_space(column), pc.equal(pc.binary_length(column), 0))
+    return ~np.asarray(pc.fill_null(blank, True))
+
+
 def replace_columns(
     table: pa.Table, columns: dict[str, pa.Array], *, field_metadata: dict[str, dict[str, str]] | None = None
 ) -> pa.Table:

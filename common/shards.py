@@ -120,7 +120,7 @@ class Shard:
         import pyarrow.parquet as pq
 
         try:
-            # Without pre-buffering, which would hold column chunks of several row groups and wins on remote disks alone.
+            # Pre-buffering would hold the columns of several row groups at a time, and wins on remote disks alone.
             return pq.ParquetFile(self.path, page_checksum_verification=True, pre_buffer=False)
         except FileNotFoundError:
             raise UserError(f"shard {self.path} is missing; run the stage that writes it again") from None
