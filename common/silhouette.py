@@ -18,6 +18,8 @@ Metric = Literal["cosine", "euclidean", "sqeuclidean"]
 
 # Elements of one block of distances, float64: 4 MB stay in the cache of a core.
 _BLOCK_ELEMENTS = 1 << 19
+# Up to here differences, compiled, are quicker than products and their square roots in numpy.
+_MAX_COMPILED_DIMENSIONS = 32
 # Mean distances below this share of the scale are rounding of float64, not distance.
 _ROUNDING = 1e-12
 
@@ -97,7 +99,21 @@ def _sqeuclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
 
 
 def _euclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """Sum the distances of each row to each cluster in blocks, rows sorted by cluster."""
+    """Sum the distances of each row to each cluster, rows sorted by cluster: in few dimensions from differences."""
+    if vectors.shape[1] > _MAX_COMPILED_DIMENSIONS:
+        return _euclidean_silhouette_by_products(vectors, own)
+    from common.distance_sums import sum_distances
+
+    order = np.argsort(own, kind="stable")
+    counts = np.bincount(own)
+    bounds = np.concatenate([[0], np.cumsum(counts)])
+    result = np.empty(len(own))
+    result[order] = _silhouettes(sum_distances(vectors[order], bounds), own[order], counts)
+    return result
+
+
+def _euclidean_silhouette_by_products(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
+    """Sum the distances of each row to each cluster in blocks, from products of rows: for many dimensions."""
     order = np.argsort(own, kind="stable")
     counts = np.bincount(own)
     rows = vectors[order].astype(np.float64)

@@ -1,0 +1,60 @@
+"""Sums of euclidean distances from rows to groups of rows: the heart of a euclidean silhouette, compiled by numba.
+
+Imported only where it is called: the import of numba takes a second, and the first call on a machine compiles.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+
+# Float32 sums are handed over to float64 after this many distances.
+_PARTIAL = 1024
+# Rows that a thread takes at a time.
+_BLOCK_ROWS = 256
+
+
+def sum_distances(rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """Sum the euclidean distances of each row to each group of rows: [n, k] float64.
+
+    `rows` is [n, d], sorted by group; group j is rows[bounds[j]:bounds[j + 1]], `bounds` [k + 1] integers. Distances
+    are float32 from differences, so that equal rows are at exactly 0. O(n^2 d) time, O(n k) memory, on all cores.
+    """
+    columns = np.ascontiguousarray(rows.T, dtype=np.float32)  # [d, n]: neighbouring rows side by side
+    totals = np.zeros((len(rows), len(bounds) - 1))
+    bounds = np.ascontiguousarray(bounds, dtype=np.int64)
+    n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with ThreadPoolExecutor(n_threads) as executor:
+        starts = range(0, len(rows), _BLOCK_ROWS)
+        stops = [min(start + _BLOCK_ROWS, len(rows)) for start in starts]
+        list(executor.map(lambda start, stop: _sum_block(columns, bounds, start, stop, totals), starts, stops))
+    return totals
+
+
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _sum_block(columns: np.ndarray, bounds: np.ndarray, start: int, stop: int, totals: np.ndarray) -> None:
+    """Fill totals[start:stop]; `columns` is [d, n] float32."""
+    n_dimensions = columns.shape[0]
+    squares = np.empty(_PARTIAL, np.float32)
+    for row in range(start, stop):
+        for group in range(len(bounds) - 1):
+            total = 0.0
+            for first in range(bounds[group], bounds[group + 1], _PARTIAL):
+                width = min(_PARTIAL, bounds[group + 1] - first)
+                squares[:width] = 0
+                for dimension in range(n_dimensions):
+                    here = columns[dimension, row]
+                    there = columns[
+                        dimension, first : first + width
+                    ]  # a view, so that indices are plainly not negative
+                    for i in range(width):
+                        offset = there[i] - here
+                        squares[i] += offset * offset
+                partial = np.float32(0)
+                for i in range(width):
+                    partial += np.sqrt(squares[i])
+                total += float(partial)
+            totals[row, group] = total
