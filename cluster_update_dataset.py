@@ -21,7 +21,7 @@ from pydantic import Field
 
 from common import cli
 from common.centroids import PREDICTED_BY, Centroids, load_centroids, refuse_other_predictions
-from common.columns import is_vector, label_strings, read_vectors
+from common.columns import has_text, is_vector, label_strings, read_vectors
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.engine import map_items
@@ -242,14 +242,12 @@ def read_rows(table: pa.Table, names: list[str], settings: Settings) -> Rows:
         indices = encoded.indices.fill_null(len(of_value)).to_numpy()
         return np.array([*of_value, -1], np.int64)[indices]
 
-    texts = table[settings.text_column]
-    usable = np.array([isinstance(text, str) and bool(text.strip()) for text in texts.to_pylist()], bool)
     return Rows(
         gold=codes(settings.label_column),
         cluster_ids=table[settings.cluster_id_column].cast("int64").fill_null(-1).to_numpy(),
         max_prob=_max_prob(table, settings),
         predicted=codes(settings.prediction_column),
-        usable=usable,
+        usable=has_text(table[settings.text_column]),
     )
 
 
@@ -354,8 +352,8 @@ def dataset_table(table: pa.Table, decisions: Decisions, *, names: list[str], se
         "label": _label_column(table, decisions, names, settings),
         "metric_mask": pa.array(decisions.metric_mask.astype(np.int8)),
         "classifier_mask": pa.array(decisions.classifier_mask.astype(np.int8)),
-        "label_source": pa.array([SOURCE_NAMES[code] for code in decisions.source.tolist()], pa.string()),
-        "label_reason": pa.array([REASONS[code] for code in decisions.reasons.tolist()], pa.string()),
+        "label_source": pa.array(SOURCE_NAMES, pa.string()).take(pa.array(decisions.source)),
+        "label_reason": pa.array(REASONS, pa.string()).take(pa.array(decisions.reasons)),
         "label_confidence": pa.array(np.minimum(decisions.confidence, 1.0), pa.float32()),
     }
     dropped = {settings.text_column, settings.label_column, settings.probs_column, *own}
@@ -367,12 +365,12 @@ def _label_column(table: pa.Table, decisions: Decisions, names: list[str], setti
     """Labels in the type of the gold ones, where every label there is can be written in it, else as text."""
     import pyarrow as pa
 
-    labels = [names[code] if code >= 0 else None for code in decisions.labels.tolist()]
+    codes = pa.array(decisions.labels, mask=decisions.labels < 0)
     has_gold = settings.label_column in table.schema.names
     gold_type = table.schema.field(settings.label_column).type if has_gold else pa.string()
     if pa.types.is_integer(gold_type) and all(name.lstrip("-").isdigit() for name in names):
-        return pa.array([None if label is None else int(label) for label in labels], gold_type)
-    return pa.array(labels, pa.string())
+        return pa.array([int(name) for name in names], gold_type).take(codes)
+    return pa.array(names, pa.string()).take(codes)
 
 
 # --- Counting --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ Source = Literal["cluster", "classifier"]
 
 # Codes of `label_source`; NONE is a row without a label.
 NONE, GOLD, CLUSTER, CLASSIFIER = 0, 1, 2, 3
-SOURCE_NAMES = {NONE: None, GOLD: "gold", CLUSTER: "cluster", CLASSIFIER: "classifier"}
+SOURCE_NAMES = (None, "gold", "cluster", "classifier")
 
 # Above every confidence of a pseudo-label, which is at most 1.
 GOLD_CONFIDENCE = 2.0
