@@ -10,13 +10,14 @@ import errno
 import logging
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from common.cli import Progress
 from common.commit import make_folder, sync_folder
 from image_parts import moves
 from image_parts.journal import Journal
-from image_parts.placer import BATCH_SIZE, is_ours, is_regular, move, part_name, sync_folders, what_changed
+from image_parts.placer import BATCH_SIZE, N_THREADS, is_ours, is_regular, move, part_name, sync_folders, what_changed
 from image_parts.plan import Action, Plan
 
 log = logging.getLogger(__name__)
@@ -45,9 +46,10 @@ class Restorer:
 
     def _put_back_batch(self, batch: Sequence[Action]) -> int:
         settled, superfluous, n_changed = [], [], 0
-        for action in batch:
+        with ThreadPoolExecutor(N_THREADS) as pool:  # which reads the copies, to tell whether they were changed
+            problems = list(pool.map(self._find_obstacle, batch))
+        for action, problem in zip(batch, problems, strict=True):
             moves.remove_part(self._target(action).with_name(part_name(self.plan, action)))
-            problem = self._find_obstacle(action)
             if problem:
                 self._leave(action, problem)
                 continue
