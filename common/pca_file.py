@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from common.commit import Identity, write_bytes, write_json
-from common.config import UserError, canonical_json
+from common.config import UserError
 from common.vectors import Pca
 
 
@@ -29,7 +29,8 @@ def save_pca(path: Path, pca: Pca, identity: Identity, *, n_rows: int) -> None:
         "explained_variance": pca.explained_variance,
         "explained_variance_ratio": pca.explained_variance_ratio,
     }
-    metadata = {"fingerprint": identity.fingerprint, "identity": canonical_json(identity.to_dict())}
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    metadata = {"fingerprint": identity.fingerprint}
     # The JSON goes first and comes last, so that both are there only together.
     path.with_suffix(".json").unlink(missing_ok=True)
     write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in arrays.items()}, metadata))
