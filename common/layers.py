@@ -92,11 +92,11 @@ class LayerOutput:
         """Whether every shard has the layer by this configuration and `_SUCCESS` says so."""
         layer = self.shard_set.layer(self.name)
         whole = bool(layer and layer["complete"] and layer["fingerprint"] == self.identity.fingerprint)
-        return whole and all(self.is_done(shard) for shard in self.shard_set.shards)
+        return whole and not self._overwrite and all(self.is_done(shard) for shard in self.shard_set.shards)
 
     def is_done(self, shard: Shard) -> bool:
         """Whether one shard has the layer by this very configuration."""
-        return self.task(shard).is_done()
+        return not self._overwrite and self.task(shard).is_done()
 
     def task(self, shard: Shard) -> LayerTask:
         """The task of adding the layer to one shard."""
