@@ -86,7 +86,8 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
     shards = open_shards(settings.input_dir, written_by=WRITTEN_BY)
     shards.require_columns(settings.vector_column, written_by={settings.vector_column: WRITTEN_BY})
     identity = make_identity(settings, shards)
-    with StageOutput(settings.output_dir, identity, overwrite=overwrite or settings.overwrite) as output:
+    overwrite = overwrite or settings.overwrite
+    with StageOutput(settings.output_dir, identity, overwrite=overwrite, source=shards.folder) as output:
         if output.is_complete:
             log.info("nothing to do: %s is complete", output.folder)
             return output.folder

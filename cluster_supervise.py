@@ -81,7 +81,8 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
     """Embed every text of the input, shard by shard; returns the output folder."""
     watch = cli.Stopwatch()
     dtype, identity = _choose_dtype(settings), make_identity(settings)
-    with StageOutput(settings.output_dir, identity, overwrite=overwrite or not settings.resume) as output:
+    overwrite = overwrite or not settings.resume
+    with StageOutput(settings.output_dir, identity, overwrite=overwrite, source=_shards_read(settings)) as output:
         if output.is_complete:
             log.info("nothing to do: %s is complete", output.folder)
             return output.folder
@@ -144,6 +145,12 @@ def _choose_dtype(settings: Settings) -> str:
 
 
 # --- Input -----------------------------------------------------------------------------------------------------------
+
+
+def _shards_read(settings: Settings) -> Path | None:
+    """The folder whose shards are the input, which must not be the output; a table beside the output may be read."""
+    first = find_files(settings.input_parquet)[0]
+    return first.parent if first.name.startswith("part-") else None
 
 
 def _open_input(settings: Settings, copy_folder: Path) -> Table:

@@ -362,7 +362,7 @@ def _predict_in_place(
 def _predict_into_folder(
     shards: ShardSet, centroids: Centroids, settings: Settings, identity: Identity, *, overwrite: bool
 ) -> Path:
-    with StageOutput(settings.output_dir or "", identity, overwrite=overwrite) as output:
+    with StageOutput(settings.output_dir or "", identity, overwrite=overwrite, source=shards.folder) as output:
         if output.is_complete:
             log.info("nothing to do: %s is complete", output.folder)
             return output.folder

@@ -9,6 +9,7 @@ Writes  update_dataset.output_path: text, label, metric_mask, classifier_mask, l
 from __future__ import annotations
 
 import logging
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +46,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
+
+# What stages 1 and 2 call their vectors; they stay where they are.
+_VECTOR_COLUMNS = ("cls", "pca")
+
+# At most 18 digits: any such number fits in 64 bits.
+_WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 
 
 class Settings(StageSettings):
@@ -110,7 +117,8 @@ def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     """Decide label and masks for every row and write the dataset; returns the counts."""
     watch = cli.Stopwatch()
     shards, centroids = _open_inputs(settings)
-    output = _open_output(settings, make_identity(settings, shards, centroids), overwrite=overwrite)
+    identity = make_identity(settings, shards, centroids)
+    output = _open_output(settings, identity, overwrite=overwrite, source=shards.folder)
     with output:
         if settings.holdout_fraction:
             log_holdout(shards, centroids, settings)
@@ -172,10 +180,10 @@ def _open_inputs(settings: Settings) -> tuple[ShardSet, Centroids]:
     return shards, centroids
 
 
-def _open_output(settings: Settings, identity: Identity, *, overwrite: bool) -> StageOutput | FileOutput:
+def _open_output(settings: Settings, identity: Identity, *, overwrite: bool, source: Path) -> StageOutput | FileOutput:
     if Path(settings.output_path).suffix == ".parquet":
         return FileOutput(settings.output_path, identity, overwrite=overwrite)
-    return StageOutput(settings.output_path, identity, overwrite=overwrite)
+    return StageOutput(settings.output_path, identity, overwrite=overwrite, source=source)
 
 
 def _result(output: StageOutput | FileOutput, settings: Settings) -> dict[str, Any]:
@@ -218,11 +226,21 @@ def cluster_labels(centroids: Centroids, names: list[str], settings: Settings) -
 # --- Deciding --------------------------------------------------------------------------------------------------------
 
 
+def columns_to_read(schema: pa.Schema, settings: Settings) -> list[str]:
+    """All columns but the vectors of earlier stages; a list of numbers of the user's own is carried along."""
+
+    def is_of_earlier_stage(field: pa.Field) -> bool:
+        is_ours = is_vector(field.type) and not field.type.value_field.nullable  # as `vector_array` makes them
+        return field.name in _VECTOR_COLUMNS or is_ours
+
+    return [field.name for field in schema if field.name == settings.probs_column or not is_of_earlier_stage(field)]
+
+
 def decided_chunks(
     shard: Shard, clusters: ClusterLabels, names: list[str], settings: Settings
 ) -> Iterator[tuple[pa.Table, Decisions]]:
     """The rows of one shard, chunk by chunk, each with its decisions; vectors are left on the disk."""
-    columns = [field.name for field in shard.schema if not is_vector(field.type) or field.name == settings.probs_column]
+    columns = columns_to_read(shard.schema, settings)
     for table in shard.iter_tables(columns):
         yield table, decide(read_rows(table, names, settings), clusters, settings.rules)
 
@@ -324,7 +342,7 @@ def write_dataset_shard(
 ) -> dict[str, Any]:
     """Write one shard of the dataset; returns what `_SUCCESS` says of it."""
     as_dataset = partial(dataset_table, names=names, settings=settings)
-    columns = [f.name for f in task.sources[0].shard.schema if not is_vector(f.type) or f.name == settings.probs_column]
+    columns = columns_to_read(task.sources[0].shard.schema, settings)
     empty = task.sources[0].shard.schema.empty_table().select(columns)
     schema = as_dataset(empty, decide(read_rows(empty, names, settings), clusters, settings.rules)).schema
 
@@ -368,9 +386,13 @@ def _label_column(table: pa.Table, decisions: Decisions, names: list[str], setti
     codes = pa.array(decisions.labels, mask=decisions.labels < 0)
     has_gold = settings.label_column in table.schema.names
     gold_type = table.schema.field(settings.label_column).type if has_gold else pa.string()
-    if pa.types.is_integer(gold_type) and all(name.lstrip("-").isdigit() for name in names):
-        return pa.array([int(name) for name in names], gold_type).take(codes)
-    return pa.array(names, pa.string()).take(codes)
+    if not pa.types.is_integer(gold_type) or not all(_WHOLE_NUMBER.fullmatch(name) for name in names):
+        return pa.array(names, pa.string()).take(codes)
+    numbers = pa.array([int(name) for name in names], pa.int64())
+    try:
+        return numbers.cast(gold_type).take(codes)
+    except pa.ArrowInvalid:  # a label of a cluster or of the classifier is too long for the type of the gold ones
+        return numbers.take(codes)
 
 
 # --- Counting --------------------------------------------------------------------------------------------------------

@@ -130,21 +130,26 @@ class StageOutput:
     parquet files of somebody else, and LockHeld where another run is writing to it.
     """
 
-    def __init__(self, folder: str | Path, identity: Identity, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, identity: Identity, *, overwrite: bool = False, source: Path | None = None
+    ) -> None:
         self.folder = Path(folder)
         self.identity = identity
         self._overwrite = overwrite
+        self._source = source  # the folder that the stage reads
         self._lock = OutputLock(self.folder, is_file=False)
 
     def __enter__(self) -> StageOutput:
         make_folder(self.folder)
+        if self._source is not None and self._source.resolve() == self.folder.resolve():
+            raise UserError(f"output folder {self.folder} is also the input; choose another output folder")
         self._lock.__enter__()
         try:
             remove_stale_temporaries(self.folder)
             self._refuse_foreign_files()
+            self._refuse_other_configuration()
             if self._overwrite:
                 self._clear()
-            self._refuse_other_configuration()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -194,7 +199,7 @@ class StageOutput:
         return sorted(self.folder.glob("part-*.parquet"))
 
     def _refuse_foreign_files(self) -> None:
-        if self.success is not None:
+        if (self.folder / SUCCESS).exists():
             return
         for path in self.folder.glob("*.parquet"):
             try:
@@ -215,13 +220,28 @@ class StageOutput:
             path.unlink()
 
     def _refuse_other_configuration(self) -> None:
-        before = (self.success or {}).get("identity") or next(self._identities_of_shards(), None)
-        if before is not None and before != self.identity.to_dict():
+        before = self._identity_before()
+        if before is None or before == self.identity.to_dict():
+            return
+        if before.get("stage") != self.identity.stage:  # whose work --overwrite must not destroy either
+            raise UserError(
+                f"output folder {self.folder} holds the result of {before.get('stage')!r}; choose another output folder"
+            )
+        if not self._overwrite:
             changes = describe_changes(before, self.identity.to_dict())
             raise UserError(
                 f"output folder {self.folder} holds the result of another configuration ({changes}); "
                 f"choose another output folder, or replace it with --overwrite"
             )
+
+    def _identity_before(self) -> dict[str, Any] | None:
+        try:
+            success = self.success
+        except UserError:
+            if not self._overwrite:
+                raise
+            success = None  # a damaged one is replaced like everything else
+        return (success or {}).get("identity") or next(self._identities_of_shards(), None)
 
     def _identities_of_shards(self) -> Iterator[dict[str, Any]]:
         for path in self._own_shards():
@@ -285,8 +305,7 @@ class FileOutput:
         self._lock.__enter__()
         try:
             remove_stale_temporaries(self.path.parent)
-            if not self._overwrite:
-                self._refuse_other_content()
+            self._refuse_other_content()
         except BaseException:
             self._lock.__exit__(None, None, None)
             raise
@@ -336,7 +355,18 @@ class FileOutput:
     def _refuse_other_content(self) -> None:
         if not self.path.exists():
             return
-        stamp = read_stamp(self.path)
+        try:
+            stamp = read_stamp(self.path)
+        except UserError:
+            if self._overwrite:
+                return
+            raise
+        if stamp is not None and stamp.identity.get("stage") != self.identity.stage:
+            raise UserError(
+                f"output {self.path} holds the result of {stamp.identity.get('stage')!r}; choose another path"
+            )
+        if self._overwrite:
+            return
         if stamp is None:
             raise UserError(
                 f"output {self.path} exists and no stage of this suite wrote it; choose another path or --overwrite"
