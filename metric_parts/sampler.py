@@ -133,7 +133,7 @@ def _metric_groups(
             groups += np.split(drawn, starts[1:])
         n = len(groups) - first
         places.append((np.arange(n) + rng.random(n)) / n)  # spread over the epoch, so that no label waits for its end
-    order = np.argsort(np.concatenate(places)) if places else []
+    order = np.argsort(np.concatenate([np.zeros(0), *places]))
     return [groups[index] for index in order]
 
 
