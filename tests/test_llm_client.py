@@ -272,7 +272,7 @@ def test_what_the_user_must_mend_ends_the_run_at_once(server, status, body, advi
         client.ask_many([question(number) for number in range(30)])
     assert advice in str(raised.value) and KEY not in str(raised.value)
     assert sum(call.fault is not None for call in server.calls) == 1
-    assert server.n_calls() <= 8  # what was in flight by then
+    assert server.n_calls() <= 2 * 8  # what was in flight by then, and what took its places meanwhile
 
 
 def test_no_server():
