@@ -29,6 +29,8 @@ _MAX_CLUSTER_ID = 2**31 - 2
 _NO_LABEL = 0
 # Pairs kept apart before they are added up; bounds the memory of a long stream.
 _COMPACT_AT = 1 << 20
+# Up to so many pairs of cluster and label, a batch is counted in a table of all of them, which is quicker than sorting.
+_TABLE_CELLS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -96,8 +98,7 @@ class Contingency:
         codes = self._encode(labels)
         if len(clusters) != len(codes):
             raise ValueError(f"{len(clusters)} cluster ids but {len(codes)} labels")
-        keys, counts = np.unique(((clusters + 1) << _CODE_BITS) | codes, return_counts=True)
-        self._add(keys, counts)
+        self._add(*_count_pairs(clusters, codes))
 
     def merge(self, other: Contingency) -> None:
         """Add the counts of another table, whose labels may be others."""
@@ -225,6 +226,17 @@ def _cluster_quality(
         purity_lower_bound=wilson_lower_bound(majority_counts, n_labeled),
         entropy=np.where(labeled, bits, np.nan),
     )
+
+
+def _count_pairs(clusters: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that occur in a batch as rising keys, and how often."""
+    n_codes = int(codes.max(initial=0)) + 1
+    n_cells = (int(clusters.max(initial=-1)) + 2) * n_codes
+    if n_cells > _TABLE_CELLS:
+        return np.unique(((clusters + 1) << _CODE_BITS) | codes, return_counts=True)
+    counts = np.bincount((clusters + 1) * n_codes + codes, minlength=n_cells)
+    cells = np.flatnonzero(counts)
+    return ((cells // n_codes) << _CODE_BITS) | (cells % n_codes), counts[cells]
 
 
 def _split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
