@@ -257,6 +257,14 @@ def move_to(driver, x, y):
     actions.perform()
 
 
+def drag(driver, *, steps):
+    """Drag from where the pointer is; slowly, because the camera looks at the pointer once a frame."""
+    chain = ActionChains(driver).click_and_hold().pause(0.15)
+    for _ in range(steps):
+        chain.move_by_offset(15, 5).pause(0.1)
+    chain.release().perform()
+
+
 def camera(driver):
     return run_script(driver, "return document.querySelector('#plot').layout.scene.camera.eye")
 
@@ -290,10 +298,9 @@ def test_the_scatter_in_a_browser(browser, scatter_path, tmp_path):  # noqa: F81
 
     # Drag rotates, the wheel zooms, the buttons work.
     before = camera(browser)
-    ActionChains(browser).move_by_offset(0, 0).click_and_hold().move_by_offset(90, 30).release().perform()
-    wait_until(
-        browser, f"return Math.abs(document.querySelector('#plot').layout.scene.camera.eye.x - {before['x']}) > 0.01"
-    )
+    drag(browser, steps=6)
+    eye_x = "document.querySelector('#plot').layout.scene.camera.eye.x"
+    wait_until(browser, f"return Math.abs({eye_x} - {before['x']}) > 0.01")
     turned = camera(browser)
     origin = ScrollOrigin.from_viewport(x, y)
     ActionChains(browser).scroll_from_origin(origin, 0, -300).perform()
@@ -307,13 +314,9 @@ def test_the_scatter_in_a_browser(browser, scatter_path, tmp_path):  # noqa: F81
     run_script(browser, click.format("Pan"))
     wait_until(browser, "return document.querySelector('#plot').layout.scene.dragmode === 'pan'")
     run_script(browser, click.format("Reset view"))
-    wait_until(
-        browser, f"return Math.abs(document.querySelector('#plot').layout.scene.camera.eye.x - {before['x']}) < 1e-6"
-    )
+    wait_until(browser, f"return Math.abs({eye_x} - {before['x']}) < 1e-6")
     run_script(browser, click.format("Auto-rotate"))
-    wait_until(
-        browser, f"return Math.abs(document.querySelector('#plot').layout.scene.camera.eye.x - {before['x']}) > 1e-3"
-    )
+    wait_until(browser, f"return Math.abs({eye_x} - {before['x']}) > 1e-3")
     run_script(browser, click.format("Reset view"))
 
     # Choosing a cluster shows its images and fades the others.
