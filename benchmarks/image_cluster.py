@@ -125,6 +125,7 @@ def plain_purity(*, data: str) -> Work:
 
 def our_purity(*, data: str, sample_size: int) -> Work:
     """The purity step of image_cluster.py."""
+    import common.distance_sums  # noqa: F401 - imports are set-up on both sides
     from image_parts.purity import measure_purity
     from image_parts.settings import PuritySettings
 

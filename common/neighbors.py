@@ -8,6 +8,10 @@ One graph at the largest k serves everything that asks for neighbours: UMAP, the
 
 from __future__ import annotations
 
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -111,15 +115,47 @@ def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: i
     """Indices [n, count] of the highest scores of each row, itself excluded; each pair is multiplied once."""
     n = len(left)
     best = _Best(n, count)
-    for start in range(0, n, chunk):
-        rows = np.arange(start, min(start + chunk, n))
-        scores = left[rows] @ right[start:].T  # [c, n - start]
-        scores[rows - start, rows - start] = -np.inf
-        columns, values = _top_grouped(scores, count)
+    for start, scores, (columns, values) in _score_blocks(left, right, count, chunk):
+        rows = np.arange(start, start + len(scores))
         best.merge(rows, columns + start, values)
         if len(rows) < n - start:
             best.merge_columns(scores[:, len(rows) :], start, start + len(rows))
     return best.ids
+
+
+def _score_blocks(
+    left: np.ndarray, right: np.ndarray, count: int, chunk: int
+) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
+    """First row, scores [c, n - first] against itself and all later rows, and their best, block by block.
+
+    Blocks are computed by threads ahead of the merging, one core each: the product alone would use all cores, but the
+    selection between two products only one. They come in order, so that the result does not depend on the timing.
+    """
+
+    def score(start: int) -> tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray]]:
+        scores = left[start : start + chunk] @ right[start:].T
+        np.fill_diagonal(scores, -np.inf)  # a row is not its own neighbour
+        return start, scores, _top_grouped(scores, count)
+
+    starts = range(0, len(left), chunk)
+    n_threads = min(len(starts), _n_cores())
+    if n_threads == 1:
+        yield from map(score, starts)
+        return
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_threads) as executor:
+        pending: deque[Future[tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray]]]] = deque()
+        for start in starts:
+            pending.append(executor.submit(score, start))
+            if len(pending) > n_threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _candidates_by_torch(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
