@@ -191,7 +191,7 @@ class LlmClient:
             n_left = len(requests) - len(answers)
             raise exhausted.with_left(n_left, len(requests)) from None
         except KeyboardInterrupt:
-            self._sender.stopped.set()
+            self._sender.stop()
             log.warning("llm: waiting for the calls in flight; Ctrl-C once more leaves them")
             raise
         finally:

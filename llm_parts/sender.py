@@ -79,6 +79,11 @@ class Sender:
         self.preflight()
         return self._send_with_retries(call, step, keep)
 
+    def stop(self) -> None:
+        """Start no call and no retry any more; calls in flight come to their end."""
+        self._end(UserError("the run was stopped"))
+        self.stopped.set()
+
     def mask(self, text: str) -> str:
         """A text without the keys of the provider in it."""
         for secret in self.wire.secrets:
