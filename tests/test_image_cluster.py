@@ -323,6 +323,33 @@ def test_bad_images_and_duplicates_beside_good_ones(stripes_dir, tmp_path):
     assert again["files"]["n_changed"] == 0 and again["n_bad"] == 3
 
 
+def test_names_of_every_kind_go_the_whole_way(stripes_dir, tmp_path):
+    names = [
+        b"new\nline",
+        b"tab\there",
+        b"quote'\"",
+        b"<script>alert(1)<",
+        b"x" * 251,
+        "кот".encode(),
+        b"caf\xe9",
+        b" ",
+    ]
+    for path, name in zip(sorted(stripes_dir.rglob("*.png")), names, strict=False):
+        path.rename(os.fsdecode(os.fsencode(path.parent) + b"/" + name.replace(b"/", b"") + b".png"))
+    before = contents(stripes_dir)
+    settings = small_settings(tmp_path, mode="move", visualization={"enabled": True}, exports={})
+    image_cluster.run(settings, yes=True)
+    placed = contents(tmp_path / "out") - contents(tmp_path / "out/viz") - contents(tmp_path / "out/exports")
+    assert contents(stripes_dir) == Counter() and placed == before
+    table = pq.read_table(tmp_path / "out" / "clusters.parquet")["relative_path"].to_pylist()
+    assert "angle0/caf\\xe9.png" in table and "angle0/new\nline.png" in table
+    with (tmp_path / "out/exports/fiftyone.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 24
+    assert len((tmp_path / "out/exports/projector/metadata.tsv").read_text().splitlines()) == 25
+    image_cluster.run(settings, undo_files=True)
+    assert contents(stripes_dir) == before
+
+
 @pytest.mark.parametrize("n_images", [0, 1, 2])
 def test_too_few_images_end_with_a_message(tmp_path, capsys, n_images):
     (tmp_path / "in").mkdir()
