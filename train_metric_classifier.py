@@ -205,7 +205,8 @@ def finish(
     test = score_test(session, store)
     summary = summarize(session, store, test=test)
     summary["speed"] = {"seconds": round(seconds, 1), "rows_per_s": round(n_rows / seconds, 1)}
-    draw_pictures(session, record, folder=store.folder / "curves")
+    if session.settings.curves:
+        draw_pictures(session, record, folder=store.folder / "curves")
     trackers.finish()
     write_json(store.folder / "summary.json", summary)
     log.info("%d rows in %.0f s, %.1f rows/s", n_rows, seconds, n_rows / seconds)

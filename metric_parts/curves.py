@@ -41,7 +41,7 @@ def draw_curves(lines: Sequence[Mapping[str, Any]], *, frozen: Mapping[str, floa
 def _draw(title: str, series: Mapping[str, Sequence[tuple[int, float]]], levels: Mapping[str, float]) -> bytes:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4))
     axes = figure.add_subplot()
     for name, points in series.items():
         steps, values = zip(*points, strict=True)

@@ -31,6 +31,7 @@ _NOT_IN_IDENTITY = (
     "device",
     "progress",
     "log_level",
+    "curves",
     "data.parquet_path",
     "data.valid_parquet_path",
     "data.test_parquet_path",

@@ -182,6 +182,7 @@ class TrainerSettings(Section):
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; under torchrun each process takes its own")
     progress: bool = Field(True, description="show progress: a bar on a terminal, a line now and then elsewhere")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+    curves: bool = Field(True, description="draw PNG pictures of the record at the end")
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
     optimizer: OptimizerSettings = OptimizerSettings()

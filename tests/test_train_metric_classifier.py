@@ -23,6 +23,7 @@ def make_values(folder, model, **changes):
         "model_name": str(model),
         "pooling": "cls",
         "progress": False,
+        "curves": False,
         "data": {"parquet_path": str(folder / "rows.parquet"), "val_ratio": 0.2},
         "training": {
             "batch_size": 12, "num_epochs": 2, "max_seq_length": 32, "log_every_n_steps": 3,
@@ -62,6 +63,7 @@ def finished(tmp_path_factory, tiny_encoder):  # noqa: F811
         folder,
         tiny_encoder,
         pooling="mean",
+        curves=True,
         data__test_parquet_path=str(folder / "test.parquet"),
         tensorboard={"enabled": True},
         training__num_epochs=3,
@@ -219,7 +221,7 @@ def weights_of(checkpoint):
 
 def test_a_run_killed_anywhere_and_resumed_is_one_that_was_not(folder, tiny_encoder):  # noqa: F811
     values = make_values(folder, tiny_encoder, training__gradient_accumulation_steps=2, training__batch_size=6)
-    kills = [[], [8], [20], [37], [45, 25], [62]]
+    kills = [[], [8], [37], [45, 25]]
     command = [sys.executable, "-c", KILLS, json.dumps(values), json.dumps(kills), str(folder)]
     done = subprocess.run(
         command,
@@ -495,9 +497,9 @@ def test_torchrun_with_two_processes_trains_as_one(folder, tmp_path):
 
     still = save_tiny_encoder(tmp_path / "still", dropout=0.0)
     values = make_values(folder, still, training__num_epochs=1)
+    train_metric_classifier.run(settings_from_values(TrainerSettings, values, source="test"))
     config = folder / "config.yaml"
     config.write_text(json.dumps(values))  # JSON is YAML
-    assert script("--config", str(config)).returncode == 0
     torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     command = (*torchrun, "train_metric_classifier.py", "--config", str(config))
     done = subprocess.run([*command, f"checkpointing.checkpoints_dir={folder / 'two'}"], capture_output=True, text=True)
