@@ -176,6 +176,11 @@ class LlmServer:
         """The next calls go wrong in this way, one each; the preflight is left alone."""
         self._queue.extend(faults)
 
+    def forget(self) -> None:
+        """Forget what arrived so far, and how busy it was."""
+        self.calls.clear()
+        self.max_in_flight, self._busy_s, self._first_at = 0, 0.0, 0.0
+
     def n_calls(self, schema_name: str | None = None) -> int:
         """Requests that arrived, the preflight's left out."""
         return sum(call.schema_name in (schema_name or call.schema_name,) for call in self.work())
