@@ -31,6 +31,7 @@ from common.shards import (
     STAMP_KEY,
     SUCCESS,
     Stamp,
+    footer_crc32,
     read_footer,
     read_stamp,
     read_success,
@@ -269,7 +270,8 @@ def _success(
 
 def shard_entry(path: Path) -> dict[str, Any]:
     """What `_SUCCESS` says of one shard."""
-    return {"name": path.name, "n_rows": read_footer(path).num_rows, "n_bytes": path.stat().st_size}
+    n_rows, n_bytes = read_footer(path).num_rows, path.stat().st_size
+    return {"name": path.name, "n_rows": n_rows, "n_bytes": n_bytes, "footer_crc32": footer_crc32(path)}
 
 
 def library_versions() -> dict[str, str]:

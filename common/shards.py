@@ -10,6 +10,8 @@ of its own in the footers and in `_SUCCESS`. Reading is here; writing is in `out
 from __future__ import annotations
 
 import json
+import os
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -91,8 +93,18 @@ def read_footer(path: Path) -> pq.FileMetaData:
         return pq.read_metadata(path)
     except FileNotFoundError:
         raise UserError(f"shard {path} is missing; run the stage that writes it again") from None
-    except (pa.ArrowInvalid, pa.ArrowException, OSError) as problem:
+    except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
         raise damaged(path, problem) from None
+
+
+def footer_crc32(path: Path) -> int:
+    """CRC-32 of the footer of a parquet file, for which parquet has no checksum of its own as it has for pages."""
+    with path.open("rb") as file:
+        n_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(n_bytes - 8, 0))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(n_bytes - 8 - length, 0))
+        return zlib.crc32(file.read())
 
 
 def damaged(path: Path, problem: BaseException) -> UserError:
@@ -124,14 +136,19 @@ class Shard:
             return pq.ParquetFile(self.path, page_checksum_verification=True, pre_buffer=False)
         except FileNotFoundError:
             raise UserError(f"shard {self.path} is missing; run the stage that writes it again") from None
-        except (pa.ArrowException, OSError) as problem:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
             raise damaged(self.path, problem) from None
 
     @property
     def schema(self) -> pa.Schema:
         """The Arrow schema, with its metadata."""
+        import pyarrow as pa
+
         with self.open() as file:
-            return file.schema_arrow
+            try:
+                return file.schema_arrow
+            except (pa.ArrowException, UnicodeDecodeError) as problem:
+                raise damaged(self.path, problem) from None
 
     def iter_tables(self, columns: Sequence[str] | None = None, *, n_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
         """Yield the rows in order, at most `n_rows` at a time, with only the columns asked for."""
@@ -139,11 +156,16 @@ class Shard:
 
         with self.open() as file:
             schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
+            n_read = 0
             try:
                 for batch in file.iter_batches(batch_size=n_rows, columns=columns, use_threads=True):
+                    n_read += batch.num_rows
                     yield pa.table([batch.column(name) for name in schema.names], schema=schema)
-            except (pa.ArrowException, OSError) as problem:
+            except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
                 raise damaged(self.path, problem) from None
+            # A page whose header names an unknown kind is passed over without an error, and its rows with it.
+            if n_read != file.metadata.num_rows and schema.names:
+                raise damaged(self.path, ValueError(f"{n_read} of {file.metadata.num_rows} rows could be read"))
 
 
 @dataclass(frozen=True)
@@ -233,6 +255,8 @@ def _open_committed(folder: Path, written_by: str) -> ShardSet:
                 f"shard {path} is not the one that {folder / SUCCESS} lists: it comes from another run or "
                 f"configuration; run {written_by} again with --overwrite"
             )
+        if entry.get("footer_crc32") not in (None, footer_crc32(path)):
+            raise damaged(path, ValueError(f"its footer is not the one that {SUCCESS} lists"))
         shards.append(Shard(path, n_rows))
     return _refuse_empty(ShardSet(folder, tuple(shards), success))
 

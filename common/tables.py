@@ -80,7 +80,7 @@ class Table:
             try:
                 with pq.ParquetFile(path, page_checksum_verification=True) as file:
                     yield _read_range(file, low, high, [name for name in names if name in file.schema_arrow.names])
-            except (pa.ArrowException, OSError) as problem:
+            except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
                 raise damaged(path, problem) from None
 
 
@@ -93,7 +93,10 @@ def _read_range(file: Any, low: int, high: int, names: list[str]) -> pa.Table:
         elif first + n_rows <= low:
             before = first + n_rows
         first += n_rows
-    return file.read_row_groups(groups, columns=names).slice(low - before, high - low)
+    table = file.read_row_groups(groups, columns=names).slice(low - before, high - low)
+    if table.num_rows != high - low:
+        raise OSError(f"{table.num_rows} of {high - low} rows could be read")
+    return table
 
 
 def find_files(path: str) -> list[Path]:
@@ -138,7 +141,7 @@ def _join(files: list[Path], path: str) -> Table:
             with pq.ParquetFile(file) as opened:
                 schemas.append(opened.schema_arrow)
                 n_rows_of.append(opened.metadata.num_rows)
-        except (pa.ArrowException, OSError) as problem:
+        except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
             raise damaged(file, problem) from None
     if sum(n_rows_of) == 0:
         raise UserError(f"input {path} holds no rows; check the path in the config")
