@@ -199,8 +199,12 @@ def _validate(
     try:
         settings = settings_class.model_validate(values)
     except ValidationError as invalid:
-        if not empty:
-            problems += [_describe(error, settings_class, section) for error in invalid.errors()]
+        problems += [
+            _describe(error, settings_class, section)
+            for error in invalid.errors()
+            if not empty
+            or error["loc"][0] in settings_class.shared_sections  # of an empty section all keys are missing
+        ]
     if problems:
         raise ConfigError("\n  ".join([f"config {path}:", *problems]))
     return settings
