@@ -141,7 +141,8 @@ def _workers(engine: EngineSettings, n_tasks: int) -> Iterator[None]:
         with _dask_client(engine), parallel_config(backend="dask"):
             yield
         return
-    n_jobs = min(engine.n_jobs, n_tasks)
+    # Never one: joblib would run it in this process, and a shard that kills its worker would kill the driver.
+    n_jobs = max(2, min(engine.n_jobs, n_tasks))
     with _gpu_queue() as gpus:
         initializer = {"initializer": _claim_gpu, "initargs": (gpus,)} if gpus is not None else {}
         with parallel_config(backend="loky", n_jobs=n_jobs, idle_worker_timeout=3600, **initializer):
