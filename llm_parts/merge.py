@@ -17,7 +17,7 @@ from llm_parts.client import LlmClient, LlmRequest
 from llm_parts.prompts import PromptContext, build_messages, tagged
 from llm_parts.registry import ClusterRecord, normal_name
 from llm_parts.schemas import MergeAnswer
-from llm_parts.shortlist import TextVectors, search_texts
+from llm_parts.shortlist import TextVectors, mean_rows, search_texts
 
 N_EXAMPLES = 3
 
@@ -123,8 +123,7 @@ def cluster_similarities(records: Sequence[ClusterRecord], vectors: TextVectors)
     flat = vectors.of([text for group in texts for text in group])
     starts = np.cumsum([0, *(len(group) for group in texts)])[:-1]
     described = flat[starts + 1]  # the second text is name, summary and criteria
-    means = np.add.reduceat(flat, starts, axis=0)
-    means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
+    means = mean_rows(flat, starts)
     return np.round(np.maximum(described @ described.T, means @ means.T), 4)
 
 

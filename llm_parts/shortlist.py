@@ -1,7 +1,8 @@
 """Which clusters are nearest to a request: the shortlist that a Judge chooses from.
 
-A cluster is found by its name, by its name with summary and criteria, and by a few of its requests; its similarity to a
-request is the best cosine among these. How often a cluster was met plays no part: a rare one is found as well.
+A cluster is found by its name, by its name with summary and criteria, and by a few of its requests. Its similarity to a
+request is half the best cosine among these and half the cosine to their mean: on bank requests that puts the right
+cluster among the nearest 12 a little more often than either half. How often a cluster was met plays no part.
 """
 
 from __future__ import annotations
@@ -73,15 +74,17 @@ class ClusterIndex:
         flat = [text for group in texts for text in group]
         self._prototypes = vectors.of(flat)  # [p, d]
         self._starts = np.cumsum([0, *(len(group) for group in texts)])[:-1]  # [c] first prototype of each cluster
+        self._means = mean_rows(self._prototypes, self._starts) if len(texts) else self._prototypes  # [c, d]
 
     def __len__(self) -> int:
         return len(self.cluster_ids)
 
     def similarities(self, vectors: np.ndarray) -> np.ndarray:
-        """Best cosine of each vector [n, d] to each cluster: [n, c] float32, rounded so that ties are ties."""
+        """Similarity of each vector [n, d] to each cluster: [n, c] float32, rounded so that ties are ties."""
         if not self.cluster_ids:
             return np.zeros((len(vectors), 0), np.float32)
-        return np.round(np.maximum.reduceat(vectors @ self._prototypes.T, self._starts, axis=1), _TIE_DIGITS)
+        best = np.maximum.reduceat(vectors @ self._prototypes.T, self._starts, axis=1)
+        return np.round(0.5 * best + 0.5 * (vectors @ self._means.T), _TIE_DIGITS)
 
     def ranked(self, vectors: np.ndarray) -> list[list[str]]:
         """All cluster ids for each vector, the nearest first; equal ones in the order of the index."""
@@ -93,3 +96,9 @@ def search_texts(record: ClusterRecord) -> list[str]:
     """The texts that a cluster is found by; never none."""
     name = record.name.replace("_", " ")
     return [name, f"{name}. {record.summary} {record.criteria}".strip(), *record.sample_requests]
+
+
+def mean_rows(vectors: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """The mean directions [c, d] of groups of vectors [n, d] that begin at `starts` [c]; a zero mean stays zero."""
+    means = np.add.reduceat(vectors, starts, axis=0)
+    return means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)

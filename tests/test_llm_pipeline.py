@@ -146,15 +146,14 @@ def test_the_shortlist_holds_the_nearest_whatever_their_counts():
 def test_the_judge_chooses_from_an_enum_of_the_nearest_and_the_rest_is_reached_too():
     frame = requests_frame(60)
     with LlmServer(TruthBrain(labels_by_text(frame))) as server:
-        pipeline = through(server, make_pipeline(frame, settings={"judge_shortlist": 3}))
+        pipeline = through(server, make_pipeline(frame, settings={"judge_shortlist": 1}))
         result = pipeline.fit(frame)
         calls = [call for call in server.work() if call.schema_name == "judge"]
     assert result.coverage == 100.0
     assert ari(result.assignments, frame["label"]) == 1.0
     shown = [len(read_tag(call.prompt, "clusters")) for call in calls]
-    assert shown.count(3) > 60 / 2  # most are decided on the shortlist
-    assert 12 in shown  # some needed all
-    first = next(call for call in calls if len(read_tag(call.prompt, "clusters")) == 3)
+    assert shown.count(1) >= 60 and 4 in shown  # most are decided on the shortlist, some on a wider one
+    first = next(call for call in calls if len(read_tag(call.prompt, "clusters")) == 4)
     enum = json.dumps(first.schema)
     assert all(json.dumps(cluster["cluster_id"]) in enum for cluster in read_tag(first.prompt, "clusters"))
 
