@@ -28,6 +28,8 @@ _RESCORE_ELEMENTS = 1 << 20
 _MARGIN = 4
 # Columns are first reduced to the maxima of groups of this many: k of k groups hold the k largest values.
 _GROUP = 20
+# What float32 leaves of a length of 1.
+_UNIT_TOLERANCE = 1e-6
 
 
 class Neighbors(NamedTuple):
@@ -183,6 +185,8 @@ def _prepare(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
         raise UserError(f"row {bad} of the vectors has NaN, infinite or huge values; drop such rows first")
     if metric == "euclidean":
         return points - points.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if len(norms) and np.abs(norms - 1).max() <= _UNIT_TOLERANCE:
+        return points  # no second matrix for features that are of unit length already
     return points / np.where(norms > 0, norms, 1.0)[:, None].astype(np.float32)
 
 
