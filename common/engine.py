@@ -58,7 +58,7 @@ def _run_in_workers(
     on_result: Callable[[Item, Any], None] | None,
 ) -> list[Any]:
     results: dict[int, Any] = {}
-    last_problem: BaseException | None = None
+    last_problem: Exception | None = None
     for attempt in range(engine.retries + 1):
         if attempt and is_done:
             results |= {i: None for i, item in enumerate(items) if i not in results and is_done(item)}
@@ -71,13 +71,14 @@ def _run_in_workers(
             if not _is_worker_death(problem):
                 raise
             last_problem = problem
-            log.warning("a worker died or took over %g s (%s); trying its shards again", engine.timeout_s, problem)
+            what = _first_sentence(problem)
+            log.warning("a worker died or took over %g s (%s); its shards are tried again", engine.timeout_s, what)
     n_missing = len(items) - len(results)
     if n_missing:
         raise UserError(
             f"{n_missing} of {len(items)} shards could not be computed in {engine.retries + 1} attempts: workers died "
-            f"or took over engine.timeout_s={engine.timeout_s:g} s (last: {last_problem}); lower engine.n_jobs or the "
-            f"shard size if memory ran out, then start again: finished shards are kept"
+            f"or took over engine.timeout_s={engine.timeout_s:g} s (last: {_first_sentence(last_problem)}); lower "
+            f"engine.n_jobs or the shard size if memory ran out, then start again: finished shards are kept"
         ) from last_problem
     return [results[index] for index in range(len(items))]
 
@@ -124,6 +125,11 @@ def _with_traceback(outcome: dict[str, Any]) -> Exception:
     error: Exception = outcome["error"]
     error.add_note(f"in a worker process:\n{outcome['traceback']}")
     return error
+
+
+def _first_sentence(problem: Exception | None) -> str:
+    """What the libraries say, without the paragraphs that follow."""
+    return str(problem).strip().partition("\n")[0].partition(". ")[0] or type(problem).__name__
 
 
 def _is_worker_death(problem: BaseException) -> bool:
