@@ -200,7 +200,7 @@ class Settings(BaseModel):
     llm_cache_path: str | None = None
 
     clustering_batch_size: int = Field(50, ge=1)
-    max_clusters_per_batch: int = Field(8, ge=1)
+    max_clusters_per_batch: int = Field(20, ge=1)
     judge_batch_size: int = Field(1, ge=1)
     judge_shortlist: int | Literal["all"] = 12
     max_failure_rate: float = Field(0.05, ge=0, le=1)
