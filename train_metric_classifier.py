@@ -52,8 +52,13 @@ def run(settings: TrainerSettings, *, overwrite: bool = False) -> dict[str, Any]
         store = CheckpointStore(folder, identity=identity, keep_last_n=settings.checkpointing.keep_last_n)
         if processes.is_first:
             store.remove_unfinished()
-        checkpoint = find_start(store, settings=settings, overwrite=overwrite and processes.is_first)
+            if overwrite:
+                store.clear()
         processes.wait()
+        checkpoint = find_start(store, settings=settings)
+        processes.wait()
+        if processes.is_first and checkpoint is None:
+            store.clear()  # what a run left that was ended before its first checkpoint
         session = open_session(settings, corpus=corpus, checkpoint=checkpoint, processes=processes)
         return train(session, store)
 
@@ -215,9 +220,11 @@ def finish(
 
 def check(settings: TrainerSettings) -> dict[str, Any]:
     """Validate the inputs and return the plan: rows, labels, batches, steps."""
+    from common.encoder import resolve_model
     from metric_parts.corpus import load_corpus
     from metric_parts.planning import count_steps, plan_of
 
+    resolve_model(settings.model_name)
     corpus = load_corpus(settings)
     plan = plan_of(corpus, settings=settings, epoch=0)
     return {

@@ -36,6 +36,17 @@ BEST = "best"
 _STEP_FOLDER = re.compile(r"^step-(\d{8})$")
 _BEST_FOLDER = re.compile(r"^best-(\d{8})$")
 _UNFINISHED = ".unfinished-"
+_OWN_FILES = (
+    "step-[0-9]*",
+    "best-[0-9]*",
+    BEST,
+    "metrics.jsonl",
+    "summary.json",
+    "curves",
+    "tensorboard",
+    "mlflow",
+    "mlflow_run_id",
+)
 
 
 @dataclass
@@ -111,14 +122,22 @@ class CheckpointStore:
                 log.warning("%s; the one before it is tried", problem)
         return None
 
+    def leftover(self) -> dict[str, Any] | None:
+        """The identity of a run that left a best model and no checkpoint to resume from; None where there is none."""
+        return read_checkpoint(self.folder / BEST).identity if (self.folder / BEST).exists() else None
+
+    def has_checkpoints(self) -> bool:
+        """Whether there is any checkpoint, whole or not."""
+        return bool(self._folders(_STEP_FOLDER))
+
     def clear(self) -> None:
-        """Delete everything that a run writes into the folder."""
-        for path in self.folder.iterdir() if self.folder.is_dir() else ():
-            if path.is_symlink() or path.is_file():
-                if path.name != ".lock":
+        """Delete what a run writes into the folder, and nothing else that may lie there."""
+        for pattern in _OWN_FILES:
+            for path in self.folder.glob(pattern):
+                if path.is_symlink() or path.is_file():
                     path.unlink()
-            else:
-                shutil.rmtree(path)
+                else:
+                    shutil.rmtree(path)
 
     def remove_unfinished(self) -> None:
         """Delete what a killed run left half written."""

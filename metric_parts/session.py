@@ -84,14 +84,11 @@ def identify(settings: TrainerSettings, corpus: Corpus) -> dict[str, Any]:
     return Identity("train_metric_classifier", keys, inputs).to_dict()
 
 
-def find_start(store: CheckpointStore, *, settings: TrainerSettings, overwrite: bool) -> Checkpoint | None:
+def find_start(store: CheckpointStore, *, settings: TrainerSettings) -> Checkpoint | None:
     """The checkpoint to go on from, or None to start anew.
 
-    Raises UserError where the folder holds another run, unless `overwrite` clears it.
+    Raises UserError where the folder holds another run, or nothing but damaged checkpoints.
     """
-    if overwrite:
-        store.clear()
-        return None
     asked = settings.training.resume_from
     if asked not in (None, "auto"):
         chosen = read_checkpoint(Path(str(asked)))
@@ -100,23 +97,29 @@ def find_start(store: CheckpointStore, *, settings: TrainerSettings, overwrite: 
                 f"training.resume_from {asked} is not in checkpointing.checkpoints_dir {store.folder}; to start from "
                 f"its weights instead, give it as model_name"
             )
-    else:
-        newest = store.newest()
-        if newest is not None and asked is None:
-            raise UserError(
-                f"{store.folder} holds a run and training.resume_from is null; set it to auto to go on, or start with "
-                f"--overwrite"
-            )
-        if newest is None:
-            store.clear()  # of a run that was ended before its first checkpoint
-            return None
-        chosen = newest
-    if chosen.identity != store.identity:
+        _require_same(store, chosen.identity)
+        return chosen
+    if not store.has_checkpoints():
+        _require_same(store, store.leftover() or store.identity)
+        return None
+    if asked is None:
         raise UserError(
-            f"checkpoint {chosen.path} was made otherwise: {describe_changes(chosen.identity, store.identity)}; "
+            f"{store.folder} holds a run and training.resume_from is null; set it to auto to go on, or start with "
+            f"--overwrite"
+        )
+    newest = store.newest()
+    if newest is None:
+        raise UserError(f"every checkpoint in {store.folder} is damaged; start with --overwrite, or restore one")
+    _require_same(store, newest.identity)
+    return newest
+
+
+def _require_same(store: CheckpointStore, found: dict[str, Any]) -> None:
+    if found != store.identity:
+        raise UserError(
+            f"the run in {store.folder} was made otherwise: {describe_changes(found, store.identity)}; "
             f"set it back, choose another checkpoints_dir, or start with --overwrite"
         )
-    return chosen
 
 
 def open_session(

@@ -288,6 +288,21 @@ def test_a_damaged_checkpoint_asked_for_by_name_is_refused(half_done, tiny_encod
         train_metric_classifier.run(make_settings(half_done, tiny_encoder, training__resume_from=str(asked)))
 
 
+def test_when_every_checkpoint_is_damaged_nothing_is_thrown_away(half_done, tiny_encoder):  # noqa: F811
+    for state in (half_done / "out").glob("step-*/state.json"):
+        state.write_text("{")
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged; start with --overwrite"):
+        train_metric_classifier.run(make_settings(half_done, tiny_encoder))
+    assert (half_done / "out" / "best" / "model.safetensors").is_file()
+
+
+def test_overwriting_deletes_nothing_that_a_run_did_not_write(half_done, tiny_encoder):  # noqa: F811
+    (half_done / "out" / "notes.txt").write_text("mine")
+    (half_done / "out" / "thesis").mkdir()
+    train_metric_classifier.run(make_settings(half_done, tiny_encoder, training__num_epochs=1), overwrite=True)
+    assert (half_done / "out" / "notes.txt").read_text() == "mine" and (half_done / "out" / "thesis").is_dir()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
