@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.cli import Stopwatch
 from common.commit import atomic_file, write_bytes
 from common.neighbors import Neighbors
+from common.progress import Stopwatch
 from image_parts.features import Features
 from image_parts.records import ClusteredImages, cluster_name, printable
 from image_parts.scan import n_workers_of

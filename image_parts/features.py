@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from common.cli import Progress, Stopwatch
 from common.config import UserError
+from common.progress import Progress, Stopwatch
 from image_parts.cache import FeatureCache
 from image_parts.decode import UnreadableImage, decode_image, read_content
 from image_parts.extractors import HogExtractor, ModelIdentity, identify_model, make_extractor

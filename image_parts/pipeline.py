@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.backend import Backend
-from common.cli import Stopwatch
 from common.config import UserError
 from common.density import cluster_hdbscan, embed_umap
+from common.progress import Stopwatch
 from common.vectors import CovarianceSums, fit_pca
 from image_parts.features import Features
 from image_parts.records import NOISE, ClusteredImages

@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from common.cli import Progress, Stopwatch
 from common.commit import write_bytes
 from common.config import UserError, canonical_json
+from common.progress import Progress, Stopwatch
 from image_parts.decode import UnreadableImage, measure_value_range, read_content, read_header
 from image_parts.records import BadImage, ImageRecord, printable
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMON_LAYERS = [
     "config", "progress", "commit", "columns", "shards", "outputs", "layers", "tables", "backend", "engine", "stage",
     "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init", "kmeans", "vector_stream", "vectors",
-    "pca_file", "centroids", "quality", "separation", "distance_sums", "silhouette", "neighbors", "density", "pseudo_labels", "holdout",
-    "encoder", "charts", "figures", "report", "cluster_samples", "cluster_report", "purity_report", "cli",
+    "pca_file", "centroids", "quality", "separation", "distance_sums", "silhouette", "neighbors", "density",
+    "pseudo_labels", "holdout", "encoder", "charts", "figures", "report", "cluster_samples", "cluster_report", "purity_report", "cli",
 ]  # fmt: skip
 
 # Of the parts of one script none imports from those of another.
