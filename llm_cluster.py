@@ -258,7 +258,7 @@ def _write_outputs(
             checks=checks,
             scores=compare_with_baseline(assignments, table.requests, clusterer.vectors),
             ledger=client.ledger.summary(),
-            model=f"{settings.llm.provider} {settings.llm.model_name}",
+            model=" ".join(dict.fromkeys([settings.llm.provider, settings.llm.model_name])),
             max_failure_rate=settings.max_failure_rate,
             warnings=[output.warning] if output.warning else [],
         )

@@ -144,7 +144,8 @@ class QualityChecker:
         return counts
 
     def _name_question(self, request: Request, shown: Sequence[ClusterRecord]) -> LlmRequest[NameCheckAnswer]:
-        cards: list[dict[str, Any]] = [{"cluster_id": record.cluster_id, "name": record.name} for record in shown]
+        # The names alone: a description would answer for a name that says nothing.
+        cards = [{**record.to_prompt(), "summary": "", "criteria": ""} for record in shown]
         prompt = f"{tagged('clusters', cards)}\n\n{tagged('requests', [request.to_prompt()])}\n\nWhich cluster is it?"
         return LlmRequest(
             build_messages(NAME_INSTRUCTIONS, prompt, context=self._context),

@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
+from browser import browser, open_page  # noqa: F401
 from llm_brain import TruthBrain
 from llm_requests import labels_by_text, requests_frame
 from llm_runs import start_run
@@ -379,3 +380,22 @@ def test_the_extractive_provider_needs_no_server(tmp_path, frame):
     assert report["coverage"] > 80
     assert report["failures"]["quarantined"] == 0
     assert (job.output / "reports" / "batch-001.html").stat().st_size > 10_000
+
+
+def test_markup_in_requests_and_names_does_nothing_in_the_report(tmp_path, browser):  # noqa: F811
+    hostile = "<script>document.title = 'ran'</script><img src=x onerror=\"document.title='ran'\">"
+    frame = requests_frame(24)
+    frame["text"] = frame["text"] + hostile
+
+    class Marked(TruthBrain):
+        def proposer(self, requests, clusters, prompt):
+            answer = super().proposer(requests, clusters, prompt)
+            return {**answer, "clusters": [{**c, "name": c["name"] + hostile} for c in answer["clusters"]]}
+
+    with LlmServer(Marked(labels_by_text(frame))) as server:
+        job = Job(tmp_path, server, frame)
+        assert job.run() == 0
+    page = open_page(browser, job.output / "reports" / "batch-001.html")
+    assert page.errors == [] and page.requests == []
+    assert browser.title == "Request clusters: batch-001"
+    assert "card arrival" in browser.find_element("tag name", "main").text
