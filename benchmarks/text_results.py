@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, load_average, machine_lines
-from benchmarks.measure import Cost
+from benchmarks.measure import Cost, n_threads
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -98,6 +98,7 @@ def save_outcome(stage: str, outcome: Outcome) -> None:
         "findings": [asdict(finding) for finding in outcome.findings],
         "machine": describe_machine(),
         "load": load_average(),
+        "threads": n_threads(),
         "date": date.today().isoformat(),
     }
     path.write_text(json.dumps(dict(sorted(stages.items())), indent=1) + "\n", encoding="utf-8")
@@ -117,5 +118,8 @@ def _page_lines(stages: dict[str, Any]) -> list[str]:
         cores = saved["machine"]["cores"]
         busy = "; others used it too, so the ratio of processor seconds is the steadier one"
         note = busy if saved["load"] > 1.5 * cores else ""
-        lines += [f"{saved['date']}, load average {saved['load']} on {cores} cores{note}.", ""]
+        lines += [
+            f"{saved['date']}, threads: {saved['threads']}, load average {saved['load']} on {cores} cores{note}.",
+            "",
+        ]
     return lines
