@@ -58,6 +58,21 @@ def test_the_example_shows_every_key_of_the_engine(example):
     assert set(example["engine"]) == set(EngineSettings.model_fields)
 
 
+@pytest.mark.parametrize("section", ["llm", "llm_cluster"])
+def test_keys_of_the_llm_sections_are_shown_and_documented(section, example):
+    from llm_cluster import LlmClusterSettings
+    from llm_parts.settings import LlmSettings
+
+    classes = {"llm": LlmSettings, "llm_cluster": LlmClusterSettings}
+    keys = set(classes[section].model_fields) - set(classes[section].shared_sections)
+    page = (ROOT / "docs" / "llm_cluster.md").read_text(encoding="utf-8")
+    table = page.split(f"## Keys of `{section}`")[1].split("\n## ")[0]
+    first_cells = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", table, re.MULTILINE)
+    documented = {key for cell in first_cells for key in re.findall(r"`(\w+)`", cell)}
+    assert documented == keys
+    assert set(example[section]) == keys
+
+
 def test_commands_of_the_readme_name_files_that_exist():
     commands = re.findall(
         r"^python (\S+) --config (\S+)", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE
