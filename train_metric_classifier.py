@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from metric_parts.parallel import Processes
     from metric_parts.session import Session
     from metric_parts.steps import StepResult
-    from metric_parts.trackers import JsonLines, Trackers
+    from metric_parts.trackers import Record
     from metric_parts.windows import Window
 
 log = logging.getLogger(__name__)
@@ -65,17 +65,15 @@ def run(settings: TrainerSettings, *, overwrite: bool = False) -> dict[str, Any]
 
 def train(session: Session, store: CheckpointStore) -> dict[str, Any]:
     """Go through the epochs, and leave the best checkpoint, the record and the pictures."""
-    from metric_parts.trackers import JsonLines, flatten, make_trackers
+    from metric_parts.trackers import Record, flatten
     from metric_parts.windows import load_windows
 
     settings, state = session.settings, session.state
     watch = cli.Stopwatch()
-    record = JsonLines(store.folder / "metrics.jsonl")
-    trackers = make_trackers(settings, folder=store.folder)
+    record = Record(settings, folder=store.folder)
     if session.processes.is_first:
-        record.go_on(state.metrics_bytes)
-        trackers.start(flatten(settings_to_dict(settings)), step=state.step)
-        measure_frozen(session, record, trackers)
+        record.start(flatten(settings_to_dict(settings)), step=state.step, n_bytes=state.metrics_bytes)
+        measure_frozen(session, record)
     n_rows_before = state.rows
     with cli.Progress(
         session.n_steps, label="train", unit="steps", enabled=shows(session), done=state.step
@@ -93,16 +91,15 @@ def train(session: Session, store: CheckpointStore) -> dict[str, Any]:
             for window, batches in loaded:
                 result = session.stepper.step(window, batches, number=state.step)
                 session.bank.add(result.rows, result.vectors, step=state.step)
-                finish_step(session, store, record, trackers, window=window, result=result, n_windows=len(windows))
+                finish_step(session, store, record, window=window, result=result, n_windows=len(windows))
                 progress.update(1)
-    return finish(session, store, record, trackers, seconds=watch.seconds, n_rows=state.rows - n_rows_before)
+    return finish(session, store, record, seconds=watch.seconds, n_rows=state.rows - n_rows_before)
 
 
 def finish_step(
     session: Session,
     store: CheckpointStore,
-    record: JsonLines,
-    trackers: Trackers,
+    record: Record,
     *,
     window: Window,
     result: StepResult,
@@ -111,27 +108,17 @@ def finish_step(
     """Count the step, and log, validate and save where it is time to."""
     settings, state = session.settings, session.state
     before = state.batches
-    state.step += 1
-    state.window += 1
-    state.batches += len(window.batches)
-    state.rows += len(result.rows)
-    ends_epoch = state.window == n_windows
+    ends_epoch = state.advance(n_batches=len(window.batches), n_rows=len(result.rows), n_windows=n_windows)
     if not session.processes.is_first:
-        if ends_epoch:
-            state.epoch, state.window = state.epoch + 1, 0
         return
-    for name, value in result.metrics.items():
-        state.running[name] = state.running.get(name, 0.0) + value
-    state.n_running += 1
+    state.add(result.metrics)
     if state.step % settings.training.log_every_n_steps == 0 or ends_epoch:
-        log_training(session, record, trackers)
-    if ends_epoch:
-        state.epoch, state.window = state.epoch + 1, 0
+        log_training(session, record)
     is_last = state.epoch == settings.training.num_epochs
     every = settings.metric_validation.every_n_batches
     is_due = state.batches // every > before // every if every else ends_epoch
     if session.valid is not None and (is_due or is_last):
-        validate(session, store, record, trackers, valid=session.valid)
+        validate(session, store, record, valid=session.valid)
     if is_last and state.best_step is None:  # without validation the last model is the best that is known
         store.save_best(state, model=session.model)
     save_every = settings.checkpointing.save_every_n_bathces
@@ -140,19 +127,17 @@ def finish_step(
         log.info("saved %s", path)
 
 
-def log_training(session: Session, record: JsonLines, trackers: Trackers) -> None:
+def log_training(session: Session, record: Record) -> None:
     """Log the means of the steps since the last time."""
     state = session.state
-    metrics = {f"train/{name}": total / state.n_running for name, total in state.running.items()}
+    metrics = {f"train/{name}": mean for name, mean in state.take_means().items()}
     metrics["train/learning_rate"] = float(session.stepper.schedule.get_last_lr()[0])
     metrics["train/skipped_steps"] = float(session.stepper.n_skipped)
     metrics["epoch"] = float(state.epoch)
-    state.running, state.n_running = {}, 0
     state.metrics_bytes = record.log(metrics, step=state.step)
-    trackers.log(metrics, step=state.step)
 
 
-def measure_frozen(session: Session, record: JsonLines, trackers: Trackers) -> None:
+def measure_frozen(session: Session, record: Record) -> None:
     """Before the first step: what k-NN and logistic regression make of the encoder as it came."""
     from metric_parts.evaluation import prepare_held_out, score_frozen
 
@@ -168,15 +153,12 @@ def measure_frozen(session: Session, record: JsonLines, trackers: Trackers) -> N
     metrics = {f"val/{name}": value for name, value in state.frozen.get("val", {}).items()}
     if metrics:
         state.metrics_bytes = record.log(metrics, step=0)
-        trackers.log(metrics, step=0)
         log.info(
             "frozen encoder on validation: %s", ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
         )
 
 
-def validate(
-    session: Session, store: CheckpointStore, record: JsonLines, trackers: Trackers, *, valid: HeldOut
-) -> None:
+def validate(session: Session, store: CheckpointStore, record: Record, *, valid: HeldOut) -> None:
     """Score the validation rows, log them beside the frozen encoder's, and save the model if it is the best so far."""
     from metric_parts.evaluation import bank_statistics, evaluate, score_retrieval
     from metric_parts.report import describe_scores
@@ -190,7 +172,6 @@ def validate(
     bank = bank_statistics(session.bank, session.model, session.tokens, step=state.step, n_labels=n_labels)
     metrics = {**{f"val/{name}": value for name, value in scores.items()}, **bank}
     state.metrics_bytes = record.log(metrics, step=state.step)
-    trackers.log(metrics, step=state.step)
     log.info("step %d: %s", state.step, describe_scores(scores, state.frozen.get("val", {})))
     by = settings.checkpointing.save_best_by
     if is_better(scores[by], state.best_value, by=by):
@@ -199,9 +180,7 @@ def validate(
         store.save_best(state, model=session.model)
 
 
-def finish(
-    session: Session, store: CheckpointStore, record: JsonLines, trackers: Trackers, *, seconds: float, n_rows: int
-) -> dict[str, Any]:
+def finish(session: Session, store: CheckpointStore, record: Record, *, seconds: float, n_rows: int) -> dict[str, Any]:
     """Score the test rows once, with the best checkpoint, and write summary.json and the pictures."""
     from metric_parts.report import draw_pictures, score_test, summarize
 
@@ -210,9 +189,9 @@ def finish(
     test = score_test(session, store)
     summary = summarize(session, store, test=test)
     summary["speed"] = {"seconds": round(seconds, 1), "rows_per_s": round(n_rows / seconds, 1)}
+    lines = record.finish()
     if session.settings.curves:
-        draw_pictures(session, record, folder=store.folder / "curves")
-    trackers.finish()
+        draw_pictures(session, lines, folder=store.folder / "curves")
     write_json(store.folder / "summary.json", summary)
     log.info("%d rows in %.0f s, %.1f rows/s", n_rows, seconds, n_rows / seconds)
     return dict(summary["result"])

@@ -67,6 +67,29 @@ class RunState:
     best_scores: dict[str, float] = field(default_factory=dict)
     best_confusion: list[list[int]] = field(default_factory=list)
 
+    def advance(self, *, n_batches: int, n_rows: int, n_windows: int) -> bool:
+        """Count a step of this epoch of `n_windows`; returns whether it was its last."""
+        self.step += 1
+        self.window += 1
+        self.batches += n_batches
+        self.rows += n_rows
+        ends_epoch = self.window == n_windows
+        if ends_epoch:
+            self.epoch, self.window = self.epoch + 1, 0
+        return ends_epoch
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Add the metrics of a step to those that are logged next."""
+        for name, value in metrics.items():
+            self.running[name] = self.running.get(name, 0.0) + value
+        self.n_running += 1
+
+    def take_means(self) -> dict[str, float]:
+        """The means of what was added since the last time."""
+        means = {name: total / self.n_running for name, total in self.running.items()}
+        self.running, self.n_running = {}, 0
+        return means
+
 
 @dataclass(frozen=True)
 class Checkpoint:

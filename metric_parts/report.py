@@ -15,7 +15,6 @@ from metric_parts.curves import draw_confusion, draw_curves
 from metric_parts.evaluation import evaluate, prepare_held_out
 from metric_parts.model import load_model
 from metric_parts.session import Session
-from metric_parts.trackers import JsonLines
 
 _SHOWN = ("loss", "acc", "f1", "knn_f1", "recall@1")
 
@@ -88,9 +87,9 @@ def _rounded(value: float) -> float:
     return round(float(value), 4)
 
 
-def draw_pictures(session: Session, record: JsonLines, *, folder: Path) -> None:
+def draw_pictures(session: Session, lines: list[dict[str, Any]], *, folder: Path) -> None:
     """The curves of the record, and the confusion of the best checkpoint on validation."""
-    draw_curves(record.read(), frozen=session.state.frozen.get("val", {}), folder=folder)
+    draw_curves(lines, frozen=session.state.frozen.get("val", {}), folder=folder)
     if session.state.best_confusion:
         confusion = np.asarray(session.state.best_confusion)
         draw_confusion(confusion, classes=session.corpus.labels.classes, path=folder / "confusion.png")

@@ -193,6 +193,29 @@ class Trackers:
         )
 
 
+class Record:
+    """metrics.jsonl, and the trackers beside it."""
+
+    def __init__(self, settings: TrainerSettings, *, folder: Path) -> None:
+        self._lines = JsonLines(folder / "metrics.jsonl")
+        self._trackers = make_trackers(settings, folder=folder)
+
+    def start(self, config: dict[str, Any], *, step: int, n_bytes: int) -> None:
+        """Begin, or go on from `step`, at which metrics.jsonl had `n_bytes`."""
+        self._lines.go_on(n_bytes)
+        self._trackers.start(config, step=step)
+
+    def log(self, metrics: Metrics, *, step: int) -> int:
+        """Keep the metrics of a step; returns the length of metrics.jsonl."""
+        self._trackers.log(metrics, step=step)
+        return self._lines.log(metrics, step=step)
+
+    def finish(self) -> list[dict[str, Any]]:
+        """End, and return all lines."""
+        self._trackers.finish()
+        return self._lines.read()
+
+
 def make_trackers(settings: TrainerSettings, *, folder: Path) -> Trackers:
     """The trackers that the settings switch on; their libraries are imported when they start."""
     trackers: dict[str, Tracker] = {}
