@@ -141,7 +141,8 @@ def run_child(request: dict[str, Any], folder: str) -> NoReturn:
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w", closefd=False), "utf-8", write_through=True)
         if request.get("max_file_bytes"):
             resource.setrlimit(resource.RLIMIT_FSIZE, (request["max_file_bytes"], resource.RLIM_INFINITY))
-        Faults(request["root"], request.get("fault"), f"{folder}/trace").install()
+        trace = "/dev/null" if request.get("max_file_bytes") else f"{folder}/trace"
+        Faults(request["root"], request.get("fault"), trace).install()
         code = call_main(request["script"], request["argv"])
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
