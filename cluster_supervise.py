@@ -51,7 +51,7 @@ class Settings(StageSettings):
     text_column: str = Field("text", description="column with the texts; becomes `text`")
     label_column: str = Field("label", description="column with the known labels, if any; becomes `label`")
     text_prefix: str = Field("", description="put before each text, for models that want e.g. 'query: '")
-    batch_size: int = Field(128, ge=1, description="texts that go through the model at once")
+    batch_size: int = Field(128, ge=1, description="texts in the model at once; on a CPU fewer long ones")
     max_length: int | None = Field(
         None, ge=4, description="tokens of a text that are read; null: the model's own limit"
     )

@@ -32,6 +32,10 @@ Pooling = Literal["cls", "mean", "pooler"]
 # A text is cut to this many characters a token before it is tokenised: a tokenizer reads all of a book to keep a page.
 _MAX_CHARACTERS_A_TOKEN = 100
 
+# On a CPU no more tokens than this go through the model at once: what the layers pass on then stays in the cache.
+# Measured with MiniLM on one core: 2,000 tokens at a time take a fifth more time, 10,000 two thirds.
+_CPU_TOKENS_AT_ONCE = 768
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -192,7 +196,7 @@ class TextEncoder:
     def encode(
         self, texts: Sequence[str], *, batch_size: int = 128, on_progress: Callable[[int], None] | None = None
     ) -> Encoded:
-        """Encode texts; `batch_size` texts go through the model at once, the longest ones first.
+        """Encode texts; `batch_size` texts go through the model at once (on a CPU fewer long ones), the longest first.
 
         `on_progress` is called with the number of texts that were just done.
         """
@@ -201,8 +205,9 @@ class TextEncoder:
         token_ids, truncated = self._tokenize(texts)
         vectors = np.empty((len(texts), self.dimension), np.float32)
         probs = np.empty((len(texts), len(self.classes)), np.float32) if self.classes is not None else None
+        max_tokens = _CPU_TOKENS_AT_ONCE if self.device == "cpu" else None
         with torch.inference_mode():
-            for rows in batches_by_length([len(ids) for ids in token_ids], batch_size):
+            for rows in batches_by_length([len(ids) for ids in token_ids], batch_size, max_tokens=max_tokens):
                 batch_vectors, batch_probs = self._forward([token_ids[row] for row in rows])
                 vectors[rows] = batch_vectors
                 if probs is not None:
@@ -263,11 +268,21 @@ class TextEncoder:
         self._base_output = output
 
 
-def batches_by_length(lengths: Sequence[int], batch_size: int) -> Iterator[np.ndarray]:
-    """Yield row numbers in batches of nearly equal length, the longest first; equal lengths keep their order."""
+def batches_by_length(
+    lengths: Sequence[int], batch_size: int, *, max_tokens: int | None = None
+) -> Iterator[np.ndarray]:
+    """Yield row numbers in batches of nearly equal length, the longest first; equal lengths keep their order.
+
+    A batch has at most `batch_size` rows and, padded, `max_tokens` tokens, but at least one row.
+    """
     order = np.argsort(-np.asarray(lengths, np.int64), kind="stable")
-    for start in range(0, len(order), batch_size):
-        yield order[start : start + batch_size]
+    start = 0
+    while start < len(order):
+        n_rows = batch_size
+        if max_tokens is not None:
+            n_rows = min(batch_size, max(1, max_tokens // max(1, lengths[order[start]])))
+        yield order[start : start + n_rows]
+        start += n_rows
 
 
 # --- Loading ---------------------------------------------------------------------------------------------------------
