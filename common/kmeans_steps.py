@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+
+from common.backend import cpu_has_amx
 
 if TYPE_CHECKING:
     from threadpoolctl import ThreadpoolController
@@ -145,20 +146,7 @@ def best_precision(device: str = "cpu") -> Precision:
     """
     if device != "cpu":
         return "bf16"
-    return "bf16" if _cpu_has_amx() else "float32"
-
-
-@functools.lru_cache(maxsize=1)
-def _cpu_has_amx() -> bool:
-    import torch
-
-    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    if probe is not None:
-        return bool(probe())
-    try:
-        return "amx_bf16" in Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return False  # not Linux: no way to tell, and float32 is never wrong
+    return "bf16" if cpu_has_amx() else "float32"
 
 
 # ---- map: sums per cluster -----------------------------------------------------------------------------------------

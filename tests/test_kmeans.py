@@ -182,7 +182,7 @@ def test_bf16_products_fit_as_well(blobs) -> None:
 
 def test_best_precision_is_bf16_only_with_amx_or_a_gpu(monkeypatch) -> None:
     for has_amx, expected in ((True, "bf16"), (False, "float32")):
-        monkeypatch.setattr(kmeans_steps, "_cpu_has_amx", lambda has_amx=has_amx: has_amx)
+        monkeypatch.setattr(kmeans_steps, "cpu_has_amx", lambda has_amx=has_amx: has_amx)
         assert best_precision("cpu") == expected
     assert best_precision("cuda") == "bf16"
 
