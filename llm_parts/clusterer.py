@@ -28,7 +28,7 @@ from llm_parts.shortlist import ClusterIndex, TextVectors
 
 log = logging.getLogger(__name__)
 
-WIDER = 4  # times the shortlist, for requests that nobody took from the first one
+WIDER = 3  # times the shortlist, for requests that nobody took from the first one
 MAX_CLUSTERS_IN_PROMPT = 100  # "all" is asked in prompts of this many clusters, the nearest first
 MAX_REVIEWS = 5  # rounds over the requests that are left; each must place some, or it is the last
 SAMPLES_OF_PROPOSAL = 3

@@ -45,7 +45,8 @@ class JudgePanel:
         self._context = context
         self._group_size = group_size
         self._second_opinion_rank = second_opinion_rank
-        self._shortlist = shortlist  # clusters shown for a second opinion
+        # Half is enough to compare the chosen cluster with its rivals.
+        self._shortlist = max(2, shortlist // 2)
         self.n_second_opinions = 0
         self.n_overruled = 0
 

@@ -98,7 +98,7 @@ class Plan:
             self._client.estimate(
                 "second_opinion",
                 n_calls=n_second,
-                tokens_in=tokens * n_second,
+                tokens_in=tokens * n_second // 2,
                 tokens_out=TOKENS_PER_DECISION * n_second,
             ),
         ]
