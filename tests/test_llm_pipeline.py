@@ -152,8 +152,8 @@ def test_the_judge_chooses_from_an_enum_of_the_nearest_and_the_rest_is_reached_t
     assert result.coverage == 100.0
     assert ari(result.assignments, frame["label"]) == 1.0
     shown = [len(read_tag(call.prompt, "clusters")) for call in calls]
-    assert shown.count(1) >= 60 and 4 in shown  # most are decided on the shortlist, some on a wider one
-    first = next(call for call in calls if len(read_tag(call.prompt, "clusters")) == 4)
+    assert shown.count(1) >= 60 and 3 in shown  # most are decided on the shortlist, some on a wider one
+    first = next(call for call in calls if len(read_tag(call.prompt, "clusters")) == 3)
     enum = json.dumps(first.schema)
     assert all(json.dumps(cluster["cluster_id"]) in enum for cluster in read_tag(first.prompt, "clusters"))
 
@@ -391,7 +391,7 @@ def test_business_context_and_language_stand_in_every_prompt():
     pipeline = make_pipeline(frame, business_context="A bank for beekeepers", settings={"output_language": "Esperanto"})
     pipeline.fit(frame)
     asked = [messages for messages in pipeline._provider.prompts if "schema: preflight" not in messages[0]["content"]]
-    assert len(asked) > 30
+    assert len(asked) >= 25
     for messages in asked:
         assert "A bank for beekeepers" in messages[0]["content"]
         assert "Esperanto" in messages[0]["content"]
