@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 
 WRITTEN_BY = "cluster_supervise.py"
 
+# Rows whose mean is the shift of the covariance: enough to be near the mean of all.
+SHIFT_ROWS = 4096
+
 
 class Settings(StageSettings):
     """Section `normalize_and_pca`."""
@@ -190,7 +193,7 @@ def gather_shard(shard: Shard, *, shift: np.ndarray, settings: Settings, device:
 
 def _first_mean(shards: ShardSet, settings: Settings) -> np.ndarray:
     for shard in shards.shards:
-        for vectors in _usable_vectors(shard, settings, dimension=None):
+        for vectors in _usable_vectors(shard, settings, dimension=None, n_rows=SHIFT_ROWS):
             if len(vectors):
                 return vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     raise UserError(
@@ -198,8 +201,10 @@ def _first_mean(shards: ShardSet, settings: Settings) -> np.ndarray:
     )
 
 
-def _usable_vectors(shard: Shard, settings: Settings, *, dimension: int | None) -> Iterator[np.ndarray]:
-    for table in shard.iter_tables([settings.vector_column], n_rows=settings.batch_size):
+def _usable_vectors(
+    shard: Shard, settings: Settings, *, dimension: int | None, n_rows: int | None = None
+) -> Iterator[np.ndarray]:
+    for table in shard.iter_tables([settings.vector_column], n_rows=n_rows or settings.batch_size):
         vectors, usable, _ = prepare_vectors(table, shard, settings, dimension=dimension)
         yield vectors if usable.all() else vectors[usable]
 

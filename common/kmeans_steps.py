@@ -6,19 +6,13 @@ exists; a torch kernel does the same on a GPU, or in bfloat16. Sums and statisti
 
 from __future__ import annotations
 
-import functools
-import os
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 
 from common.backend import cpu_has_amx
-
-if TYPE_CHECKING:
-    from threadpoolctl import ThreadpoolController
+from common.tiles import share_tiles
 
 Precision = Literal["float32", "bf16"]
 
@@ -86,36 +80,8 @@ def _nearest_numpy(
                 np.einsum("ij,ij->i", residuals, residuals, out=distances[start : start + len(rows)])
             labels[start : start + len(rows)] = nearest
 
-    _share_tiles(work, n_rows=n_rows, tile_rows=tile_rows, n_threads=n_threads or available_threads())
+    share_tiles(work, n_rows=n_rows, tile_rows=tile_rows, n_threads=n_threads)
     return labels, distances
-
-
-def _share_tiles(work: Callable[[range], None], *, n_rows: int, tile_rows: int, n_threads: int) -> None:
-    """Deal the tiles out to threads; which thread takes a tile changes nothing in its result."""
-    starts = range(0, n_rows, tile_rows)
-    n_threads = min(n_threads, len(starts))
-    with _threadpools().limit(limits=1, user_api="blas"):
-        if n_threads <= 1:
-            work(starts)
-            return
-        with ThreadPoolExecutor(n_threads) as pool:
-            for done in [pool.submit(work, starts[offset::n_threads]) for offset in range(n_threads)]:
-                done.result()
-
-
-@functools.lru_cache(maxsize=1)
-def _threadpools() -> ThreadpoolController:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-def available_threads() -> int:
-    """Count the threads this process may use: the cores it is given, or OMP_NUM_THREADS where that is fewer."""
-    from joblib import cpu_count
-
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return max(1, min(cpu_count(), int(asked))) if asked.isdigit() else cpu_count()
 
 
 def _nearest_torch(

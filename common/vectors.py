@@ -11,9 +11,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.config import UserError
+from common.tiles import one_blas_thread, share_tiles
 
 # Rows that go through one float32 product; longer products would round in the last digits.
 _PRODUCT_ROWS = 8192
+# Rows that are scaled at a time, so that they stay in the cache between being read and being scaled.
+_SCALE_ROWS = 1024
 
 _SMALLEST_NORM = 1.0 / float(np.finfo(np.float32).max)
 
@@ -24,10 +27,19 @@ def l2_normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     `vectors` is [n, d]. Returns unit rows [n, d] float32 and `nonzero` [n] bool: a zero row has no direction and
     becomes zeros, and so does one that is too near to zero for the reciprocal of its length to be a float32.
     """
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))  # [n]
-    nonzero = norms > _SMALLEST_NORM
-    scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=nonzero).astype(np.float32)
-    return vectors.astype(np.float32, copy=False) * scale[:, None], nonzero
+    unit, nonzero = np.empty(vectors.shape, np.float32), np.empty(len(vectors), bool)
+
+    def work(starts: range) -> None:
+        for start in starts:
+            rows = vectors[start : start + _SCALE_ROWS]
+            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+            has_length = norms > _SMALLEST_NORM
+            scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=has_length).astype(np.float32)
+            np.multiply(rows.astype(np.float32, copy=False), scale[:, None], out=unit[start : start + len(rows)])
+            nonzero[start : start + len(rows)] = has_length
+
+    share_tiles(work, n_rows=len(vectors), tile_rows=_SCALE_ROWS)
+    return unit, nonzero
 
 
 @dataclass
@@ -47,11 +59,19 @@ class CovarianceSums:
 
     def add(self, vectors: np.ndarray, *, device: str = "cpu") -> None:
         """Add rows, [n, d] float32."""
-        for start in range(0, len(vectors), _PRODUCT_ROWS):
-            shifted = vectors[start : start + _PRODUCT_ROWS] - self.shift
-            self.n_rows += len(shifted)
-            self.total += shifted.sum(axis=0, dtype=np.float64)
-            self.gram += _gram(shifted, device)
+        parts: dict[int, tuple[np.ndarray, np.ndarray]] = {}  # sum and gram of the rows from a start on
+
+        def work(starts: range) -> None:
+            for start in starts:
+                shifted = vectors[start : start + _PRODUCT_ROWS] - self.shift
+                parts[start] = shifted.sum(axis=0, dtype=np.float64), _gram(shifted, device)
+
+        share_tiles(work, n_rows=len(vectors), tile_rows=_PRODUCT_ROWS, n_threads=None if device == "cpu" else 1)
+        for start in sorted(parts):  # in the order of rows, so that the last digits are the same in every run
+            total, gram = parts[start]
+            self.total += total
+            self.gram += gram
+        self.n_rows += len(vectors)
 
     def merge(self, other: CovarianceSums) -> None:
         """Add the sums of other rows about the same shift."""
@@ -98,11 +118,19 @@ class Pca:
 
     def transform(self, vectors: np.ndarray, *, whiten: bool = False) -> np.ndarray:
         """Project rows [n, d] to [n, c] float32; `whiten` scales each component to unit variance."""
+        projected = np.empty((len(vectors), self.n_components), np.float32)
         # (x - mean) P = x P - mean P: the second term once, instead of a copy of x.
-        projected = vectors @ self.components.T - self.mean @ self.components.T
+        projected_mean = self.mean @ self.components.T
+
+        def work(starts: range) -> None:
+            for start in starts:
+                rows = vectors[start : start + _PRODUCT_ROWS]
+                projected[start : start + len(rows)] = rows @ self.components.T - projected_mean
+
+        share_tiles(work, n_rows=len(vectors), tile_rows=_PRODUCT_ROWS)
         if whiten:
             projected /= np.sqrt(np.maximum(self.explained_variance, 1e-12)).astype(np.float32)
-        return np.ascontiguousarray(projected, dtype=np.float32)
+        return projected
 
 
 def fit_pca(sums: CovarianceSums, n_components: int | float) -> Pca:
@@ -122,7 +150,8 @@ def fit_pca(sums: CovarianceSums, n_components: int | float) -> Pca:
         raise UserError(
             "the vectors are too large for PCA: their squares overflow; scale them, or set l2_normalize: true"
         )
-    eigenvalues, eigenvectors = np.linalg.eigh(covariance)  # rising order
+    with one_blas_thread():
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance)  # rising order
     variances = np.maximum(eigenvalues[::-1], 0)
     if variances.sum() <= 0:
         what = "there is a single vector" if sums.n_rows == 1 else f"all {sums.n_rows} vectors are equal"
