@@ -64,6 +64,7 @@ def n_threads() -> str:
 
 def run_side(side: Side) -> Cost:
     """Run one side in a fresh process; raises RuntimeError with its output where it fails."""
+    os.sync()  # so that no side waits for what another left to be written
     job = json.dumps({"function": side.function, "arguments": side.arguments}, default=str)
     command = [sys.executable, "-m", "benchmarks.measure"]
     process = subprocess.run(command, input=job, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,11 +14,13 @@ if TYPE_CHECKING:
 
 
 def run_stage(*, script: str, libraries: list[str], settings: dict[str, Any]) -> Work:
-    """One stage as its command runs it, from settings to committed output; imports are set-up."""
+    """One stage as its command runs it, from settings to committed output; imports and an empty folder are set-up."""
     module = import_module(script)
     for library in libraries:
         import_module(library)
     stage_settings = module.Settings(**{"progress": False, **settings})
+    for output in ("output_dir", "output_path"):  # what an earlier run left, such as a fitted PCA, would be used again
+        shutil.rmtree(settings.get(output) or "", ignore_errors=True)
 
     def work() -> dict[str, Any]:
         result = module.run(stage_settings, overwrite=True)
