@@ -63,7 +63,9 @@ run-images: $(VENV)/.run
 INPUT ?=
 run-llm: $(VENV)/.run
 	$(if $(INPUT),,$(BIN)/python demo/support_requests.py --out $(DEMO)/llm_requests.parquet --rows 1000)
-	$(BIN)/python llm_cluster.py --config $(CONFIG) --input $(or $(INPUT),$(DEMO)/llm_requests.parquet) llm.provider=extractive
+	$(BIN)/python llm_cluster.py --config $(CONFIG) --input $(or $(INPUT),$(DEMO)/llm_requests.parquet) \
+	    llm.provider=extractive llm_cluster.output_dir=runs/llm/$(basename $(notdir $(or $(INPUT),sample))) \
+	    $(if $(INPUT),,llm_cluster.label_column=true_intent)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
