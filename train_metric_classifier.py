@@ -235,6 +235,8 @@ def join(settings: TrainerSettings) -> Iterator[Processes]:
             logging.getLogger(name).setLevel(logging.ERROR)
     try:
         yield processes
+        # Together: a process that leaves while the first still writes can take the connection down with it.
+        processes.wait()
     finally:
         leave_processes()
 

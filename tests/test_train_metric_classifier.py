@@ -507,6 +507,7 @@ def test_importing_the_script_loads_nothing_heavy():
     assert done.stdout.strip() == "[]", done.stderr
 
 
+@pytest.mark.soak
 def test_torchrun_with_two_processes_trains_as_one(folder, tmp_path):
     from tests.tiny_encoder import save_tiny_encoder
 
