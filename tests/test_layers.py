@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMON_LAYERS = [
     "config", "progress", "commit", "columns", "shards", "outputs", "layers", "tables", "backend", "engine", "stage",
     "tiles", "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init", "kmeans", "vector_stream",
-    "shard_kmeans", "vectors", "pca_file", "centroids", "quality", "separation", "distance_sums", "silhouette", "neighbors",
-    "density", "pseudo_labels", "holdout", "encoder", "charts", "figures", "report", "cluster_samples",
+    "shard_kmeans", "vectors", "pca_file", "centroids", "quality", "separation", "distance_sums", "silhouette",
+    "neighbors", "density", "pseudo_labels", "holdout", "encoder", "charts", "figures", "report", "cluster_samples",
     "cluster_report", "purity_report", "cli",
 ]  # fmt: skip
 
