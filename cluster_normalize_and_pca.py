@@ -57,7 +57,7 @@ class Settings(StageSettings):
     keep_cls: bool = Field(True, description="carry the vectors and probs along; false saves most of the disk")
     fit: bool = Field(True, description="false applies the PCA in pca_model_path to new rows")
     pca_model_path: str | None = Field(None, description="where the PCA lies; null: pca.safetensors in output_dir")
-    batch_size: int = Field(32768, ge=1, description="rows in memory at once")
+    batch_size: int = Field(8192, ge=1, description="rows in memory at once")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N, for the products of the fit")
     use_gpu_pca: bool = Field(True, description="false keeps the fit on the CPU whatever the device")
     overwrite: bool = Field(False, description="replace an output of another configuration, as --overwrite does")

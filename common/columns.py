@@ -66,7 +66,7 @@ def read_vectors(column: pa.ChunkedArray, *, where: str, dimension: int | None =
         )
     with np.errstate(invalid="ignore", over="ignore"):  # what comes out as NaN or Inf is found and counted below
         vectors = _to_matrix(elements, present, dimension or length)
-        finite = np.isfinite(vectors.sum(axis=1, dtype=np.float64)) if len(vectors) else np.ones(0, bool)
+        finite = np.isfinite(vectors.sum(axis=1))  # a sum may overflow by itself: then every element is looked at
     if elements.null_count or not finite.all():
         finite = np.isfinite(vectors).all(axis=1)
         vectors = np.where(finite[:, None], vectors, np.float32(0))

@@ -14,7 +14,7 @@ from common.config import UserError
 from common.tiles import one_blas_thread, share_tiles
 
 # Rows that go through one float32 product; longer products would round in the last digits.
-_PRODUCT_ROWS = 8192
+_PRODUCT_ROWS = 2048
 # Rows that are scaled at a time, so that they stay in the cache between being read and being scaled.
 _SCALE_ROWS = 1024
 
