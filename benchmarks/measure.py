@@ -66,7 +66,7 @@ def run_side(side: Side) -> Cost:
     """Run one side in a fresh process; raises RuntimeError with its output where it fails."""
     os.sync()  # so that no side waits for what another left to be written
     job = json.dumps({"function": side.function, "arguments": side.arguments}, default=str)
-    command = [sys.executable, "-m", "benchmarks.measure"]
+    command = [sys.executable, "-m", "benchmarks.measure", "--job"]
     process = subprocess.run(command, input=job, capture_output=True, text=True, cwd=ROOT, check=False)
     if process.returncode:
         raise RuntimeError(f"{side.function} failed:\n{process.stdout}\n{process.stderr}")
@@ -128,7 +128,5 @@ def _peak_mib() -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
-if __name__ == "__main__" and not sys.stdin.isatty():
-    content = sys.stdin.read()
-    if content.strip():
-        print(json.dumps(_run_job(json.loads(content)), default=float))
+if __name__ == "__main__" and sys.argv[1:] == ["--job"]:
+    print(json.dumps(_run_job(json.load(sys.stdin)), default=float))

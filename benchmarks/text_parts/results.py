@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe_machine, load_average, machine_lines
-from benchmarks.measure import Cost, n_threads
+from benchmarks.measure import ROOT, Cost, n_threads
 
-RESULTS = Path(__file__).resolve().parent / "results"
+RESULTS = ROOT / "benchmarks" / "results"
 
 # Peak memory may grow by so much over ten times the rows and still count as flat: allocators keep some.
 FLAT_WITHIN = 1.25
