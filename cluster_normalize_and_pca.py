@@ -94,7 +94,7 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
         if output.is_complete:
             log.info("nothing to do: %s is complete", output.folder)
             return output.folder
-        pca = find_pca(shards, settings, identity)
+        pca = find_pca(shards, settings, identity, may_reuse=not overwrite)
         tasks = [
             TransformTask(shard, output.task(shard_name(index), shard.n_rows))
             for index, shard in enumerate(shards.shards)
@@ -146,11 +146,11 @@ def make_identity(settings: Settings, shards: ShardSet) -> Identity:
 # --- Fit -------------------------------------------------------------------------------------------------------------
 
 
-def find_pca(shards: ShardSet, settings: Settings, identity: Identity) -> Pca:
+def find_pca(shards: ShardSet, settings: Settings, identity: Identity, *, may_reuse: bool) -> Pca:
     """The PCA to apply: the saved one where it belongs to this configuration, else a new one, saved at once."""
     if not settings.fit:
         return load_pca(settings.model_path)
-    if settings.model_path.is_file() and settings.model_path.with_suffix(".json").is_file():
+    if may_reuse and settings.model_path.is_file() and settings.model_path.with_suffix(".json").is_file():
         saved = load_pca(settings.model_path)
         if saved.fingerprint == identity.fingerprint:
             log.info("PCA of an earlier, unfinished run of this configuration is used again")
