@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from common.config import ConfigError, Section
+from llm_parts.clio.vector_settings import VectorSettings
 from llm_parts.settings import LlmSettings, Price
 
 FacetType = Literal["text", "number", "choice"]
@@ -78,8 +79,11 @@ class ModelChoice(Section):
         return " ".join(dict.fromkeys([chosen.provider, chosen.model_name]))
 
 
-class ClioSettings(Section):
-    """Section `clio`; the model that is asked is that of section `llm`."""
+class ClioSettings(VectorSettings):
+    """Section `clio`; the model that is asked is that of section `llm`.
+
+    The keys from facets to base clusters (embedder, algorithm, n_clusters, sweep …) are those of VectorSettings.
+    """
 
     input: str | None = Field(None, min_length=1, description="file, folder or glob: JSON lines, parquet or CSV")
     output_dir: str = Field("runs/clio", min_length=1, description="folder that everything is written to")
@@ -94,14 +98,6 @@ class ClioSettings(Section):
     output_language: str = Field("English", min_length=1, description="of facets, names, summaries; auto: of the input")
     temperature: float | None = Field(None, ge=0, le=2, description="of all steps but judges; null: llm.temperature")
     top_p: float | None = Field(None, gt=0, le=1, description="of all steps but judges; null: llm.top_p")
-
-    embedder: Literal["sentence", "llm"] = Field("sentence", description="sentence model, or last layer of a causal LM")
-    algorithm: Literal["kmeans", "hdbscan", "dbscan"] = Field("kmeans", description="how base clusters are found")
-    n_clusters: int | None = Field(None, ge=1, description="kmeans: base clusters; null: rows / rows_per_cluster")
-    rows_per_cluster: float = Field(
-        20, ge=1, description="kmeans: conversations per base cluster where n_clusters is null"
-    )
-    hdbscan_min_cluster_size: int = Field(10, ge=2, description="HDBSCAN's own; min_cluster_size below is for privacy")
 
     naming: Naming = Field("contrastive", description="summarize, contrastive (with outsiders), centroid")
     compare_naming: tuple[Naming, ...] = Field((), description="further ways of naming to compare in the report")
