@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from pydantic import BaseModel
 from common.config import UserError
 from llm_parts.answers import InvalidAnswer, parse_answer
 from llm_parts.cache import AnswerCache, SingleFlight, StoredReply, cache_key
+from llm_parts.crew import Crew, Talk
 from llm_parts.framing import asked_again, count_text_tokens, count_tokens
 from llm_parts.ledger import Ledger, PromptLog, cost_of
 from llm_parts.limits import BudgetExhausted
@@ -180,23 +181,34 @@ class LlmClient:
         in the cache, then BudgetExhausted is raised.
         """
         answers: dict[int, Answer[Any]] = {}
-        # Twice the threads that may be in flight: while some prepare or wait to retry, others keep the server busy.
-        pool = ThreadPoolExecutor(2 * self.settings.concurrency, thread_name_prefix="llm")
+
+        def talk(index: int, request: LlmRequest[Any]) -> Talk[None]:
+            (answers[index],) = yield [request]
+            if on_answer:
+                on_answer(index, answers[index])
+
         try:
-            for index, answer in self._as_they_come(pool, requests):
-                answers[index] = answer
-                if on_answer:
-                    on_answer(index, answer)
+            with self.crew() as crew:
+                crew.results([crew.start(talk(index, request)) for index, request in enumerate(requests)])
         except BudgetExhausted as exhausted:
-            n_left = len(requests) - len(answers)
-            raise exhausted.with_left(n_left, len(requests)) from None
-        except KeyboardInterrupt:
-            self._sender.stop()
-            log.warning("llm: waiting for the calls in flight; Ctrl-C once more leaves them")
-            raise
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            raise exhausted.with_left(len(requests) - len(answers), len(requests)) from None
         return [answers[index] for index in range(len(requests))]
+
+    @contextmanager
+    def crew(self) -> Iterator[Crew[LlmRequest[Any], Answer[Any]]]:
+        """For conversations in which one question follows from the answer to another; see llm_parts.crew.
+
+        At most `llm.concurrency` calls are in flight. Where the budget ends, those in flight are finished and kept in
+        the cache, then BudgetExhausted is raised.
+        """
+        # Twice the threads that may be in flight: while some prepare or wait to retry, others keep the server busy.
+        with Crew(self.answer, n_threads=2 * self.settings.concurrency) as crew:
+            try:
+                yield crew
+            except KeyboardInterrupt:
+                self._sender.stop()
+                log.warning("llm: waiting for the calls in flight; Ctrl-C once more leaves them")
+                raise
 
     def estimate(self, step: str, *, n_calls: int, tokens_in: int, tokens_out: int) -> StepEstimate:
         """What a step will cost by the price table, from its total tokens; nothing is sent, no key is needed."""
@@ -277,27 +289,6 @@ class LlmClient:
             record |= {"model": sender.wire.model, "messages": call.messages, "latency_s": 0.0, "cached": True}
             prompts.write(record | answer_record(stored, self.ledger))
         return stored, True
-
-    def _as_they_come(self, pool: ThreadPoolExecutor, requests: Sequence[LlmRequest[Any]]) -> Any:
-        """Pairs of index and answer; no more requests are handed out than threads are free, so that a stop is quick."""
-        window = 2 * self.settings.concurrency
-        running: dict[Future[Answer[Any]], int] = {}
-        todo = iter(enumerate(requests))
-        problem: BaseException | None = None
-        while True:
-            while problem is None and len(running) < window and (item := next(todo, None)) is not None:
-                running[pool.submit(self.answer, item[1])] = item[0]
-            if not running:
-                break
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                index = running.pop(future)
-                # The first problem ends the handing out; what is in flight by then is still taken in.
-                if (raised := future.exception()) is None:
-                    yield index, future.result()
-                elif problem is None or isinstance(raised, UserError) > isinstance(problem, UserError):
-                    problem = raised
-        if problem is not None:
-            raise problem
 
     # --- Parts, made at the first call -------------------------------------------------------------------------------
 
