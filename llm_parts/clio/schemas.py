@@ -10,10 +10,10 @@ from llm_parts.schemas import AnswerModel, FilledText, Text
 
 
 class FacetValue(AnswerModel):
-    """One facet of a dialogue."""
+    """One facet of a dialogue; null where there is no answer to the question."""
 
     name: FilledText
-    value: str | int | float
+    value: str | int | float | None
 
 
 class FacetsAnswer(AnswerModel):
