@@ -33,7 +33,8 @@ class Hierarchy:
     kind: str  # "llm" | "linkage"
     levels: list[Level]
     calls: int  # questions put to a model, answers from the cache included
-    cost: float
+    cost: float  # NaN where the price of the model is not known
+    warnings: tuple[str, ...] = ()  # what did not go as asked for
 
 
 @dataclass(frozen=True)
@@ -62,12 +63,22 @@ class ClioReport:
     audit: dict[str, Any] = field(default_factory=dict)  # what was dropped where
 
 
-def base_paths(hierarchy: Hierarchy) -> np.ndarray:
-    """The number of each base cluster's ancestor on each level, the top first: [n_levels, n_base] int64."""
-    paths: list[np.ndarray] = []
-    for level in reversed(hierarchy.levels):
-        paths.append(level.parent_of if not paths else level.parent_of[paths[-1]])
-    return np.stack(paths[::-1]) if paths else np.zeros((0, 0), dtype=np.int64)
+def base_paths(hierarchy: Hierarchy, *, n_base: int) -> np.ndarray:
+    """The number of each base cluster's ancestor on each level, the top first: [n_levels, n_base] int64.
+
+    Where no level stands above them, the base clusters are the top themselves: one row of their own numbers.
+    """
+    if not hierarchy.levels:
+        return np.arange(n_base, dtype=np.int64)[None]
+    paths = [hierarchy.levels[-1].parent_of]
+    for level in hierarchy.levels[-2::-1]:
+        paths.insert(0, level.parent_of[paths[0]])
+    return np.stack(paths)
+
+
+def level_names(hierarchy: Hierarchy, base_names: list[ClusterName]) -> list[list[ClusterName]]:
+    """The names that the numbers of `base_paths` stand for, level by level, the top first."""
+    return [level.names for level in hierarchy.levels] or [base_names]
 
 
 def count_sizes(labels: np.ndarray, *, n_clusters: int) -> np.ndarray:
