@@ -64,6 +64,7 @@ class Report:
         self.subtitle = subtitle
         self._sections: list[str] = []
         self._headings: list[tuple[str, str]] = []  # (anchor, title)
+        self._own_assets: dict[tuple[str, str], None] = {}  # (style, script) of widgets, each once
 
     def add_text(self, text: str, *, title: str = "") -> None:
         """Add paragraphs; an empty line begins a new one."""
@@ -213,9 +214,19 @@ class Report:
         )
         self._add(title, f'<div class="gallery">{figures}</div>', note=note)
 
+    def add_widget(
+        self, title: str, kind: str, data: Mapping[str, Any], *, style: str, script: str, note: str = ""
+    ) -> None:
+        """Add `<div data-KIND="ID">`, which `script` fills from the JSON element of that id, as the page's own do.
+
+        style and script are code, never anybody's text. The script runs after the page's, in one scope with it.
+        """
+        self._own_assets[style, script] = None
+        self._add(title, _placeholder(kind, self._next_id(), data), note=note)
+
     def to_html(self) -> str:
         """Return the whole page."""
-        style, script = _read_assets()
+        style, script = _read_assets(tuple(self._own_assets))
         links = "".join(f'<a href="#{anchor}">{escape(title)}</a>' for anchor, title in self._headings)
         contents = f'<nav aria-label="Contents">{links}</nav>' if len(self._headings) > 2 else ""
         subtitle = f'<p class="subtitle" dir="auto">{escape(self.subtitle)}</p>' if self.subtitle else ""
@@ -262,10 +273,12 @@ class Report:
 
 
 @functools.cache
-def _read_assets() -> tuple[str, str]:
-    """Return the style and the script of the page."""
+def _read_assets(own: tuple[tuple[str, str], ...]) -> tuple[str, str]:
+    """Return the style and the script of the page, with those of its widgets at their ends."""
     style = (ASSETS_DIR / "report.css").read_text(encoding="utf-8")
     script = "\n".join((ASSETS_DIR / name).read_text(encoding="utf-8") for name in SCRIPT_NAMES)
+    style = "\n".join([style, *(added for added, _ in own)])
+    script = "\n".join([script, *(added for _, added in own)])
     return style, f'"use strict";\n{{\n{script}\n}}'
 
 

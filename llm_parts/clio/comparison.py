@@ -64,9 +64,9 @@ def cophenetic_correlation(paths: np.ndarray, distances: np.ndarray) -> float | 
         above = rows[:, None] < np.arange(n_base)[None]
         x, y = heights[above], np.asarray(distances[rows], dtype=np.float64)[above]
         sums += [len(x), x.sum(), y.sum(), x @ x, y @ y, x @ y]
-    n, x, y, xx, yy, xy = sums
-    spread = (n * xx - x * x) * (n * yy - y * y)
-    return float((n * xy - x * y) / math.sqrt(spread)) if n and spread > 1e-12 * n**4 else None
+    n, sum_x, sum_y, sum_xx, sum_yy, sum_xy = sums.tolist()
+    spread = (n * sum_xx - sum_x**2) * (n * sum_yy - sum_y**2)
+    return (n * sum_xy - sum_x * sum_y) / math.sqrt(spread) if n and spread > 1e-12 * n**4 else None
 
 
 def placements(hierarchy: Hierarchy, base_names: Sequence[ClusterName]) -> list[str]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,6 +53,8 @@ REPORT_NAME = "report.html"
 NOISE_NAME = "in no cluster"
 _ATLAS_CHARS = 500  # of a text
 
+Columns = dict[str, "Sequence[Any] | np.ndarray"]
+
 
 def write_clio_outputs(report: ClioReport, output_dir: str | Path) -> None:
     """Write all files of a run into `output_dir`, the page for people last.
@@ -82,9 +84,9 @@ def taxonomy_json(report: ClioReport) -> dict[str, Any]:
     return trees
 
 
-def cluster_columns(report: ClioReport) -> dict[str, Sequence[Any]]:
+def cluster_columns(report: ClioReport) -> Columns:
     """The columns of clusters.parquet: each conversation's cluster, and the names on its path, the top first."""
-    columns: dict[str, Sequence[Any]] = {
+    columns: Columns = {
         "conversation_id": report.conversation_ids,
         "cluster_id": report.base_labels.astype(np.int64),
         "cluster_name": _of_conversations([name.name for name in report.base_names], report.base_labels),
@@ -94,10 +96,10 @@ def cluster_columns(report: ClioReport) -> dict[str, Sequence[Any]]:
     return columns
 
 
-def _path_columns(hierarchy: Hierarchy, report: ClioReport) -> dict[str, Sequence[Any]]:
+def _path_columns(hierarchy: Hierarchy, report: ClioReport) -> Columns:
     paths = base_paths(hierarchy, n_base=len(report.base_names))
     levels = level_names(hierarchy, report.base_names)
-    columns = {}
+    columns: Columns = {}
     for depth, (names, numbers) in enumerate(zip(levels, paths.tolist(), strict=True), start=1):
         of_base = [names[number].name for number in numbers]
         columns[f"{hierarchy.kind}_level_{depth}"] = _of_conversations(of_base, report.base_labels)
@@ -109,16 +111,16 @@ def _of_conversations(of_base: Sequence[str], base_labels: np.ndarray) -> list[s
     return [of_base[label] if label != NOISE else None for label in base_labels.tolist()]
 
 
-def facet_columns(report: ClioReport) -> dict[str, Sequence[Any]]:
+def facet_columns(report: ClioReport) -> Columns:
     """The columns of facets.parquet; a facet that would hide another column is called facet_NAME."""
     return {"conversation_id": report.conversation_ids, **_with_facets(report, taken=("conversation_id",))}
 
 
-def _with_facets(report: ClioReport, *, taken: Collection[str]) -> dict[str, Sequence[Any]]:
+def _with_facets(report: ClioReport, *, taken: Collection[str]) -> Columns:
     return {f"facet_{name}" if name in taken else name: values for name, values in report.facets.items()}
 
 
-def _atlas_columns(report: ClioReport) -> dict[str, Sequence[Any]]:
+def _atlas_columns(report: ClioReport) -> Columns:
     known = {
         **cluster_columns(report),
         "x": report.map_xy[:, 0].astype(np.float32),
@@ -144,7 +146,7 @@ def _write_map(path: Path, report: ClioReport) -> None:
     from common.figures import write_scatter_png
 
     columns = _path_columns(report.hierarchies[0], report) if report.hierarchies else {}
-    top = next(iter(columns.values()), _of_conversations([n.name for n in report.base_names], report.base_labels))
+    top: Any = next(iter(columns.values()), _of_conversations([n.name for n in report.base_names], report.base_labels))
     labels = [NOISE_NAME if name is None else name for name in top]
     n_noise = int((report.base_labels == NOISE).sum())
     n_groups = len(set(labels) - {NOISE_NAME})
@@ -155,7 +157,7 @@ def _write_map(path: Path, report: ClioReport) -> None:
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _write_parquet(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
+def _write_parquet(path: Path, columns: Columns) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -164,7 +166,7 @@ def _write_parquet(path: Path, columns: Mapping[str, Sequence[Any]]) -> None:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
 
 
-def _column(values: Sequence[Any]) -> pa.Array:
+def _column(values: Sequence[Any] | np.ndarray) -> pa.Array:
     """Numbers where all are numbers, else texts; null for None and NaN."""
     import pyarrow as pa
 
