@@ -224,10 +224,9 @@ def _cluster(clusterer: Clusterer, table: RequestTable, settings: LlmClusterSett
     n_all, n_done = len(table.requests), 0
     try:
         with cli.Progress(n_all, label="cluster", unit="requests", enabled=settings.progress) as progress:
-            for number, batch in numbered_batches(table.requests, settings.batch_size):
-                clusterer.process(batch, batch_number=number)
-                n_done += len(batch)
-                progress.update(len(batch))
+            for n_rows in clusterer.process_all(numbered_batches(table.requests, settings.batch_size)):
+                n_done += n_rows
+                progress.update(n_rows)
             clusterer.finish()
     except BudgetExhausted as exhausted:
         raise UserError(f"{exhausted}. {n_done} of {n_all} requests are done, {n_all - n_done} are left") from None

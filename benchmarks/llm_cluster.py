@@ -30,6 +30,7 @@ from llm_parts.baseline import compare_with_baseline
 from llm_parts.client import LlmClient
 from llm_parts.clusterer import Clusterer
 from llm_parts.options import ClusterOptions
+from llm_parts.pipeline import numbered_batches
 from llm_parts.registry import ClusterRegistry
 from llm_parts.requests import read_requests
 from llm_parts.settings import LlmSettings
@@ -66,9 +67,8 @@ def cluster(
     started, cpu_started = time.perf_counter(), time.process_time()
     with LlmClient(llm) as client:
         clusterer = Clusterer(client, registry or ClusterRegistry(), options=options, vectors=vectors, batch_id="bench")
-        for start in range(0, len(table.requests), options.batch_size):
-            batch = table.requests[start : start + options.batch_size]
-            clusterer.process(batch, batch_number=start // options.batch_size + 1)
+        for _ in clusterer.process_all(numbered_batches(table.requests, options.batch_size)):
+            pass
         clusterer.finish()
         spent = client.ledger.summary()
     seconds, cpu_seconds = time.perf_counter() - started, time.process_time() - cpu_started

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from llm_parts.client import LlmClient, LlmRequest
+from llm_parts.crew import Talk
 from llm_parts.merge import Merger, cluster_similarities
 from llm_parts.prompts import PromptContext, build_messages, tagged
 from llm_parts.registry import ClusterRecord, normal_name
@@ -58,6 +59,7 @@ class QualityChecker:
         self._client = client
         self._vectors = vectors
         self._context = context
+        self._merger = Merger(vectors, context=context)
 
     def check(
         self,
@@ -77,71 +79,42 @@ class QualityChecker:
         sample = _spread(by_size, n_sampled)
         if not sample:
             return []
-        cohesion = self._ask_cohesion(sample, members)
         neighbours = self._neighbours(filled)
-        separation = self._ask_separation(sample, neighbours)
-        names = self._ask_names(sample, members, neighbours)
-        return [
-            ClusterCheck(
-                cluster_id=record.cluster_id,
-                cohesion=cohesion[record.cluster_id][0],
-                cohesion_reasoning=cohesion[record.cluster_id][1],
-                nearest_id=next((near.cluster_id for near in neighbours[record.cluster_id]), None),
-                is_separate=separation.get(record.cluster_id),
-                n_name_checks=names.get(record.cluster_id, (0, 0))[0],
-                n_names_right=names.get(record.cluster_id, (0, 0))[1],
-            )
-            for record in sample
-        ]
-
-    def _ask_cohesion(
-        self, sample: Sequence[ClusterRecord], members: dict[str, list[Request]]
-    ) -> dict[str, tuple[int | None, str]]:
-        questions = []
-        for record in sample:
-            shown = [
-                request.to_prompt(max_chars=500)
-                for request in _spread(members[record.cluster_id], MEMBERS_FOR_COHESION)
+        with self._client.crew() as crew:
+            talks = [
+                crew.start(self._check(record, members[record.cluster_id], neighbours[record.cluster_id]))
+                for record in sample
             ]
-            prompt = f"{tagged('clusters', [record.to_prompt()])}\n\n{tagged('requests', shown)}\n\nScore this cluster."
-            messages = build_messages(COHESION_INSTRUCTIONS, prompt, context=self._context)
-            questions.append(LlmRequest(messages, CohesionAnswer, "cohesion", step="cohesion"))
-        answers = self._client.ask_many(questions)
-        return {
-            record.cluster_id: (answer.value.score, answer.value.reasoning) if answer.value is not None else (None, "")
-            for record, answer in zip(sample, answers, strict=True)
-        }
+            return crew.results(talks)
 
-    def _ask_separation(
-        self, sample: Sequence[ClusterRecord], neighbours: dict[str, list[ClusterRecord]]
-    ) -> dict[str, bool]:
-        merger = Merger(self._client, self._vectors, context=self._context, n_candidates=1, similarity=-1.0)
-        asked = [record for record in sample if neighbours[record.cluster_id]]
-        words = merger.ask([(record, neighbours[record.cluster_id][0]) for record in asked], step="separation")
-        return {record.cluster_id: word != "same" for record, word in zip(asked, words, strict=True)}
+    def _check(
+        self, record: ClusterRecord, members: Sequence[Request], neighbours: Sequence[ClusterRecord]
+    ) -> Talk[ClusterCheck]:
+        """Ask all there is to ask about one cluster, in two rounds at most."""
+        # By id, so that the place in the list does not give the answer away.
+        shown = sorted([record, *neighbours], key=lambda one: one.cluster_id)
+        shown_members = _spread(members, MEMBERS_FOR_NAMES) if neighbours else []
+        names = [self._name_question(request, shown) for request in shown_members]
+        cohesion, *chosen = yield [self._cohesion_question(record, members), *names]
+        word = None
+        if neighbours:
+            word = yield from self._merger.compare(record, neighbours[0], step="separation")
+        valid = [answer.value.cluster_id for answer in chosen if answer.value is not None]
+        return ClusterCheck(
+            cluster_id=record.cluster_id,
+            cohesion=cohesion.value.score if cohesion.value is not None else None,
+            cohesion_reasoning=cohesion.value.reasoning if cohesion.value is not None else "",
+            nearest_id=neighbours[0].cluster_id if neighbours else None,
+            is_separate=word != "same" if word is not None else None,
+            n_name_checks=len(valid),
+            n_names_right=valid.count(record.cluster_id),
+        )
 
-    def _ask_names(
-        self,
-        sample: Sequence[ClusterRecord],
-        members: dict[str, list[Request]],
-        neighbours: dict[str, list[ClusterRecord]],
-    ) -> dict[str, tuple[int, int]]:
-        asked: list[str] = []
-        questions = []
-        for record in sample:
-            # By id, so that the place in the list does not give the answer away.
-            shown = sorted([record, *neighbours[record.cluster_id]], key=lambda one: one.cluster_id)
-            if len(shown) < 2:
-                continue
-            for request in _spread(members[record.cluster_id], MEMBERS_FOR_NAMES):
-                questions.append(self._name_question(request, shown))
-                asked.append(record.cluster_id)
-        counts: dict[str, tuple[int, int]] = {}
-        for cluster_id, answer in zip(asked, self._client.ask_many(questions), strict=True):
-            if answer.value is not None:
-                n_asked, n_right = counts.get(cluster_id, (0, 0))
-                counts[cluster_id] = (n_asked + 1, n_right + (answer.value.cluster_id == cluster_id))
-        return counts
+    def _cohesion_question(self, record: ClusterRecord, members: Sequence[Request]) -> LlmRequest[CohesionAnswer]:
+        shown = [request.to_prompt(max_chars=500) for request in _spread(members, MEMBERS_FOR_COHESION)]
+        prompt = f"{tagged('clusters', [record.to_prompt()])}\n\n{tagged('requests', shown)}\n\nScore this cluster."
+        messages = build_messages(COHESION_INSTRUCTIONS, prompt, context=self._context)
+        return LlmRequest(messages, CohesionAnswer, "cohesion", step="cohesion")
 
     def _name_question(self, request: Request, shown: Sequence[ClusterRecord]) -> LlmRequest[NameCheckAnswer]:
         # The names alone: a description would answer for a name that says nothing.

@@ -26,7 +26,6 @@ from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel
 
-from common.config import UserError
 from llm_parts.answers import InvalidAnswer, parse_answer
 from llm_parts.cache import AnswerCache, SingleFlight, StoredReply, cache_key
 from llm_parts.crew import Crew, Talk
@@ -202,7 +201,8 @@ class LlmClient:
         the cache, then BudgetExhausted is raised.
         """
         # Twice the threads that may be in flight: while some prepare or wait to retry, others keep the server busy.
-        with Crew(self.answer, n_threads=2 * self.settings.concurrency) as crew:
+        made: Crew[LlmRequest[Any], Answer[Any]] = Crew(self.answer, n_threads=2 * self.settings.concurrency)
+        with made as crew:
             try:
                 yield crew
             except KeyboardInterrupt:

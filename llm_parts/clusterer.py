@@ -1,45 +1,65 @@
 """Clusters requests batch by batch: propose, merge, judge, and come back to what nobody took.
 
-All questions of one step are asked at once; their answers are read in the order of the input by this one writer of the
-registry. So the result is the same for any number of parallel calls, and no answer can undo another.
+Several batches are under way at the same time, by a timetable that no answer can change: proposals for a batch are
+asked for while the batches before it are judged, and what one batch finds out reaches the others at fixed points. This
+one writer takes every step in the order of the batches. So the result is the same for any number of parallel calls, and
+no answer can undo another.
 """
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from llm_parts.assignment_book import AssignmentBook
 from llm_parts.client import LlmClient
+from llm_parts.crew import FIRST, Crew, Running, Talk
 from llm_parts.judge import Judge, Verdict
-from llm_parts.judging import Case, JudgePanel
-from llm_parts.merge import Merger, cluster_similarities
+from llm_parts.judging import MAX_CLUSTERS_IN_PROMPT, Case, JudgePanel
+from llm_parts.merge import Merger
 from llm_parts.options import ClusterOptions
 from llm_parts.prompts import PromptContext
-from llm_parts.proposer import Proposal, Proposer
+from llm_parts.proposer import Proposal, Proposals, Proposer
 from llm_parts.registry import ClusterRecord, ClusterRegistry, make_cluster_id
 from llm_parts.requests import Request
 from llm_parts.results import Assignment, Change
 from llm_parts.shortlist import ClusterIndex, TextVectors
+from llm_parts.twins import merge_twins
 
-log = logging.getLogger(__name__)
+# The timetable. More of either keeps more calls in flight and lets a batch see less of the ones just before it.
+PROPOSED_AHEAD = 3  # batches for which proposals are asked while those before them are still compared and judged
+JUDGED_AT_ONCE = 3  # batches whose requests are judged at the same time
 
-WIDER = 3  # times the shortlist, for requests that nobody took from the first one
-MAX_CLUSTERS_IN_PROMPT = 100  # "all" is asked in prompts of this many clusters, the nearest first
 MAX_REVIEWS = 5  # rounds over the requests that are left; each must place some, or it is the last
 SAMPLES_OF_PROPOSAL = 3
 NEAREST_FOR_PROPOSER = 3  # known clusters that each request of a batch puts before the Proposer
 
 
+@dataclass
+class _Batch:
+    """Requests on their way: proposals asked for, then judgements."""
+
+    requests: list[Request]
+    n_rows: int  # of the input; 0 for a review of requests that were left
+    proposing: Running[Proposals] | None = None
+    hit_limit: bool = False
+    new: list[str] = field(default_factory=list)  # clusters that were made for it
+    in_question: frozenset[str] = frozenset()  # clusters that its requests are judged against
+    judging: list[tuple[list[int], Running[list[Verdict]]]] = field(default_factory=list)  # rows, their verdicts
+
+    @property
+    def is_review(self) -> bool:
+        return self.n_rows == 0
+
+
 class Clusterer:
     """Assigns requests to the clusters of a registry and adds the clusters they need.
 
-    `process` takes one batch after the other, `finish` comes back to what is left. `previous` maps request ids to the
-    clusters that an earlier result gave them: these stay without a question, and count anew only with `count_kept`.
+    `process_all` takes batches, `finish` comes back to what is left. `previous` maps request ids to the clusters that
+    an earlier result gave them: these stay without a question, and count anew only with `count_kept`.
     """
 
     def __init__(
@@ -56,71 +76,73 @@ class Clusterer:
         count_kept: bool = False,
     ) -> None:
         self.registry = registry
-        self.batch_id = batch_id
-        self.assignments: dict[int, Assignment] = {}  # by position
-        self.changes: list[Change] = []
+        self.vectors = vectors
         self.counts: Counter[str] = Counter()  # what happened, for the report
         self._client = client
         self._options = options
-        self.vectors = vectors
+        self._book = AssignmentBook(registry, batch_id=batch_id, previous=previous or {}, count_kept=count_kept)
         self._proposer = proposer or Proposer()
-        context = PromptContext(options.business_context, options.language)
-        self._context = context
+        self._context = PromptContext(options.business_context, options.language)
         self._panel = JudgePanel(
-            client,
             judge or Judge(),
-            context=context,
+            context=self._context,
             group_size=options.judge_batch_size,
             second_opinion_rank=options.second_opinion_rank,
-            shortlist=options.shortlist if options.shortlist != "all" else MAX_CLUSTERS_IN_PROMPT,
+            shortlist=options.shortlist,
         )
         self._merger = Merger(
-            client,
             vectors,
-            context=context,
+            context=self._context,
             n_candidates=options.merge_candidates,
             similarity=options.merge_similarity,
         )
-        self._previous = previous or {}
-        self._count_kept = count_kept
         self._fresh: list[str] = []  # ids of the clusters made by this run, in the order of their making
         self._waiting: list[Request] = []  # the rare-case buffer
         self._n_new_waiting = 0  # since it was last reviewed
-        self._changed: set[int] = set()  # positions
-        self._numbers: dict[int, int] = {}  # position -> number of its batch
+        self._is_review_due = False
+        self._refused: dict[int, frozenset[str]] = {}  # position -> clusters that did not take the request
+
+    @property
+    def assignments(self) -> dict[int, Assignment]:
+        """What became of each request so far, by position."""
+        return self._book.assignments
+
+    @property
+    def changes(self) -> list[Change]:
+        """Requests that an earlier result had elsewhere; known after `finish`."""
+        return self._book.changes
 
     # --- the story ---------------------------------------------------------------------------------------------------
 
     def process(self, requests: Sequence[Request], *, batch_number: int) -> None:
         """Assign one batch; `take_changes` tells what came of it."""
-        self._numbers.update((request.position, batch_number) for request in requests)
-        open_requests = [request for request in requests if not self._settle_without_asking(request)]
-        new, more_to_come = self._propose(open_requests)
-        left = self._judge(open_requests)
-        while more_to_come and new and left:
-            new, more_to_come = self._propose(left)
-            left = self._judge(left, among=new) if new else left
-        self._waiting += left
-        self._n_new_waiting += len(left)
-        if self._n_new_waiting >= self._options.batch_size:
-            self._review_waiting()
+        for _ in self.process_all([(batch_number, requests)]):
+            pass
+
+    def process_all(self, batches: Iterable[tuple[int, Sequence[Request]]]) -> Iterator[int]:
+        """Assign batches, each with its number; yields how many rows of the input are done whenever some are."""
+        todo = deque(
+            _Batch(self._book.begin(requests, batch_number=number), n_rows=len(requests))
+            for number, requests in batches
+        )
+        yield from self._run(todo)
         self._tidy()
 
     def finish(self) -> None:
         """Come back to the requests that nobody took, and merge new clusters that are one and the same."""
         for _ in range(MAX_REVIEWS):
             n_left = len(self._waiting)
-            self._review_waiting()
+            for _ in self._run(deque(self._reviews())):
+                pass
             if len(self._waiting) in (0, n_left):
                 break
         self._tidy()
         self._merge_twins()
-        self._note_changes()
+        self._book.note_changes()
 
     def take_changes(self) -> list[Assignment]:
         """The assignments that are new, or other ones, since this was last asked; in the order of the input."""
-        changed, self._changed = sorted(self._changed), set()
-        return [self.assignments[position] for position in changed]
+        return self._book.take_changes()
 
     def new_clusters(self) -> list[ClusterRecord]:
         """The clusters that this run has made and that still stand, in the order of their making."""
@@ -134,27 +156,47 @@ class Clusterer:
         """Counts of what happened beside the assignments."""
         return {
             "new_clusters": len(self.new_clusters()),
+            "judged_again_wider": self._panel.n_wider_looks,
             "second_opinions": self._panel.n_second_opinions,
             "overruled_decisions": self._panel.n_overruled,
             **{name: self.counts[name] for name in sorted(self.counts)},
         }
 
+    def _run(self, todo: deque[_Batch]) -> Iterator[int]:
+        """Take batches through proposing, merging and judging, several at a time, until all are done."""
+        proposed: deque[_Batch] = deque()
+        judged: deque[_Batch] = deque()
+        with self._client.crew() as crew:
+            while todo or proposed or judged:
+                # The first batch of an empty registry goes alone: others would propose the same clusters once more.
+                ahead = PROPOSED_AHEAD if self.registry.live() else 0
+                while todo and len(proposed) <= ahead:
+                    proposed.append(self._start_proposing(todo.popleft(), crew))
+                batch = proposed.popleft() if proposed else None
+                if batch is not None:
+                    self._admit(batch, crew)
+                if judged and (batch is None or len(judged) == JUDGED_AT_ONCE):
+                    done = judged.popleft()
+                    self._record(done, crew)
+                    yield done.n_rows
+                if batch is not None:
+                    judged.append(self._start_judging(batch, crew))
+                if self._is_review_due:
+                    todo.extendleft(reversed(self._reviews()))
+
     # --- proposals ---------------------------------------------------------------------------------------------------
 
-    def _propose(self, requests: Sequence[Request]) -> tuple[list[str], bool]:
-        """Add the clusters that these requests lack; returns their ids, and whether there may be more to propose."""
-        if not requests:
-            return [], False
+    def _start_proposing(self, batch: _Batch, crew: Crew) -> _Batch:
+        """Ask for the clusters that a batch lacks."""
+        if batch.requests:
+            batch.proposing = crew.start(self._propose(batch.requests), urgency=FIRST)
+        return batch
+
+    def _propose(self, requests: Sequence[Request]) -> Talk[Proposals]:
         limit = self._options.max_clusters_per_batch
-        question = self._proposer.question(
-            requests, self._known_cards(requests), max_clusters=limit, context=self._context
-        )
-        answer = self._client.ask_many([question])[0]
-        read = self._proposer.read(answer, requests, max_clusters=limit)
-        self.counts["proposals"] += len(read.proposals)
-        self.counts["proposals_over_limit"] += read.n_over_limit
-        self.counts["invented_request_ids"] += read.n_invented_ids
-        return self._admit(read.proposals), read.hit_limit
+        cards = self._known_cards(requests)
+        (answer,) = yield [self._proposer.question(requests, cards, max_clusters=limit, context=self._context)]
+        return self._proposer.read(answer, requests, max_clusters=limit)
 
     def _known_cards(self, requests: Sequence[Request]) -> list[dict[str, str]]:
         """The known clusters that a proposer should see: the few nearest to each request, the most often near first."""
@@ -169,15 +211,19 @@ class Clusterer:
             order = order[: min(int((votes > 0).sum()), MAX_CLUSTERS_IN_PROMPT)]
         return [self.registry.get(index.cluster_ids[column]).to_prompt() for column in order]
 
-    def _admit(self, proposals: Sequence[Proposal]) -> list[str]:
-        """Put proposals into the registry, those that are known already as other names of the known ones."""
-        drafts = self._drafts(proposals)
+    def _admit(self, batch: _Batch, crew: Crew) -> None:
+        """Put what was proposed into the registry, clusters that are known already as other names of the known ones."""
+        if batch.proposing is None:
+            return
+        read = crew.result(batch.proposing)
+        self.counts["proposals"] += len(read.proposals)
+        self.counts["proposals_over_limit"] += read.n_over_limit
+        self.counts["invented_request_ids"] += read.n_invented_ids
+        drafts = self._drafts(read.proposals)
         known = self.registry.live()
-        decisions = self._merger.decide(known, drafts)
-        final: dict[str, str] = {record.cluster_id: record.cluster_id for record in known}
-        new: list[str] = []
-        for draft in drafts:
-            decision = decisions[draft.cluster_id]
+        talks = [crew.start(talk, urgency=FIRST) for talk in self._merger.talks(known, drafts)]
+        final = {record.cluster_id: record.cluster_id for record in known}
+        for draft, decision in zip(drafts, crew.results(talks), strict=True):
             if decision.same_as is not None:
                 final[draft.cluster_id] = final[decision.same_as]
                 self.registry.add_alias(final[decision.same_as], draft.name)
@@ -186,9 +232,9 @@ class Clusterer:
             parent = final[decision.part_of] if decision.part_of is not None else None
             record = self.registry.add(draft.name, summary=draft.summary, criteria=draft.criteria, parent_id=parent)
             final[draft.cluster_id] = record.cluster_id
-            new.append(record.cluster_id)
-        self._fresh += new
-        return new
+            batch.new.append(record.cluster_id)
+        self._fresh += batch.new
+        batch.hit_limit = read.hit_limit
 
     def _drafts(self, proposals: Sequence[Proposal]) -> list[ClusterRecord]:
         """Proposals as records that are in no registry yet, under ids that nobody has."""
@@ -207,91 +253,64 @@ class Clusterer:
 
     # --- judgements --------------------------------------------------------------------------------------------------
 
-    def _judge(self, requests: Sequence[Request], *, among: Sequence[str] | None = None) -> list[Request]:
-        """Assign requests, from wider and wider shortlists; returns those that no cluster took.
+    def _start_judging(self, batch: _Batch, crew: Crew) -> _Batch:
+        """Ask which cluster each request belongs to, of those that have not refused it already."""
+        records = self.registry.live()
+        if not records or not batch.requests:
+            return batch
+        batch.in_question = frozenset(record.cluster_id for record in records)
+        ranked = ClusterIndex(records, self.vectors).ranked(self._vectors_of(batch.requests))
+        cards = {record.cluster_id: record.to_prompt() for record in records}
+        rows, cases = [], []
+        for row, (request, ids) in enumerate(zip(batch.requests, ranked, strict=True)):
+            refused = self._refused.get(request.position, frozenset())
+            case = Case(request, tuple(cluster_id for cluster_id in ids if cluster_id not in refused))
+            if case.ranked:
+                rows.append(row)
+                cases.append(case)
+        for group in self._panel.groups(cases):
+            talk = self._panel.decide([cases[place] for place in group], cards)
+            batch.judging.append(([rows[place] for place in group], crew.start(talk)))
+        return batch
 
-        `among`: the only clusters in question, because all others were refused already.
-        """
-        records = self.registry.live() if among is None else [self.registry.get(cluster_id) for cluster_id in among]
+    def _record(self, batch: _Batch, crew: Crew) -> None:
+        """Enter the verdicts on a batch; the requests that nobody took begin to wait."""
         verdicts: dict[int, Verdict] = {}
-        left = list(requests)
-        if records and left:
-            ranked = ClusterIndex(records, self.vectors).ranked(self._vectors_of(left))
-            ranking = {request.position: ids for request, ids in zip(left, ranked, strict=True)}
-            cards = {record.cluster_id: record.to_prompt() for record in records}
-            for start, stop in self._windows(len(records)):
-                if start == 0 and stop > self._first_width(len(records)):
-                    self.counts["judged_again_wider"] += len(left)
-                cases = [_case(request, ranking[request.position], start, stop) for request in left]
-                decided = self._panel.decide(cases, cards)
-                verdicts.update((request.position, verdict) for request, verdict in zip(left, decided, strict=True))
-                left = [request for request in left if verdicts[request.position].decision in ("new_cluster", "skip")]
-        self._record(requests, verdicts)
-        return left
-
-    def _first_width(self, n_clusters: int) -> int:
-        return n_clusters if self._options.shortlist == "all" else min(self._options.shortlist, n_clusters)
-
-    def _windows(self, n_clusters: int) -> list[tuple[int, int]]:
-        """Which places of the ranking are shown one after the other: the nearest, more of them, all in parts."""
-        first = self._first_width(n_clusters)
-        windows = [(0, min(width, n_clusters)) for width in (first, WIDER * first) if width <= MAX_CLUSTERS_IN_PROMPT]
-        whole = [(s, min(s + MAX_CLUSTERS_IN_PROMPT, n_clusters)) for s in range(0, n_clusters, MAX_CLUSTERS_IN_PROMPT)]
-        if self._options.shortlist == "all":
-            return whole
-        windows = windows or [(0, first)]
-        return list(dict.fromkeys([*windows, *whole] if windows[-1][1] < n_clusters else windows))
-
-    def _record(self, requests: Sequence[Request], verdicts: Mapping[int, Verdict]) -> None:
-        """Enter verdicts as assignments, and count the requests of each cluster in the order of the input."""
-        members: dict[str, list[str]] = {}
-        for request in requests:
-            verdict = verdicts.get(request.position)
-            if verdict is None:  # there was no cluster to ask about
-                verdict = Verdict("new_cluster", None, None, "no cluster was known yet")
-            self._assign(request, verdict.cluster_id, verdict.decision, verdict.confidence, verdict.rationale)
-            if verdict.cluster_id is not None:
-                members.setdefault(verdict.cluster_id, []).append(request.text)
-        for cluster_id, texts in members.items():
-            self.registry.add_requests(cluster_id, n=len(texts), samples=texts, batch_id=self.batch_id)
-
-    def _assign(
-        self, request: Request, cluster_id: str | None, decision: Any, confidence: float | None, rationale: str
-    ) -> None:
-        position = request.position
-        before = self.assignments.get(position)
-        if before is None or (before.cluster_id, before.decision) != (cluster_id, decision):
-            self._changed.add(position)
-        self.assignments[position] = Assignment(
-            position, request.request_id, cluster_id, confidence, rationale, decision, self._numbers[position]
-        )
-
-    def _settle_without_asking(self, request: Request) -> bool:
-        """Whether a request needs no question: it has no text, or an earlier result holds."""
-        if request.is_empty:
-            self._assign(request, None, "empty", None, "the request has no text")
-            return True
-        before = self._previous.get(request.request_id)
-        after = self.registry.resolve(before)
-        if after is None:
-            return False
-        reason = "kept" if after == before else f"cluster {before} was merged into {after}"
-        self._assign(request, after, "kept", None, reason)
-        if self._count_kept:
-            self.registry.add_requests(after, n=1, samples=[request.text], batch_id=self.batch_id)
-        return True
+        for rows, running in batch.judging:
+            decided = crew.result(running)
+            verdicts.update(zip(rows, decided, strict=True))
+        if not batch.is_review:  # there was no cluster to ask about
+            nobody = Verdict("new_cluster", None, None, "no cluster was known yet")
+            verdicts = {row: verdicts.get(row, nobody) for row in range(len(batch.requests))}
+        judged = sorted(verdicts)
+        self._book.enter([batch.requests[row] for row in judged], [verdicts[row] for row in judged])
+        left = [
+            request
+            for row, request in enumerate(batch.requests)
+            if row not in verdicts or verdicts[row].decision in ("new_cluster", "skip")
+        ]
+        self._refused.update((request.position, batch.in_question) for request in left)
+        self._wait(batch, left)
 
     # --- what is left ------------------------------------------------------------------------------------------------
 
-    def _review_waiting(self) -> None:
-        """Propose and judge again for the requests that nobody took, those that are alike together."""
-        left: list[Request] = []
-        for requests in self._alike(self._waiting):
-            self.counts["reviewed"] += len(requests)
-            self._propose(requests)
-            left += self._judge(requests)
-        self._waiting = sorted(left, key=lambda request: request.position)
-        self._n_new_waiting = 0
+    def _wait(self, batch: _Batch, left: Sequence[Request]) -> None:
+        """Collect requests that nobody took; a review is due when a batch of new ones waits, or more was to be said."""
+        self._waiting = sorted([*self._waiting, *left], key=lambda request: request.position)
+        placed_some = len(left) < len(batch.requests)
+        if not batch.is_review:
+            self._n_new_waiting += len(left)
+        if self._n_new_waiting >= self._options.batch_size:
+            self._is_review_due = True
+        if batch.hit_limit and batch.new and left and (placed_some or not batch.is_review):
+            self._is_review_due = True
+
+    def _reviews(self) -> list[_Batch]:
+        """Batches of the requests that wait, those that are alike together; from now on they wait no more."""
+        waiting, self._waiting = self._waiting, []
+        self._n_new_waiting, self._is_review_due = 0, False
+        self.counts["reviewed"] += len(waiting)
+        return [_Batch(requests, n_rows=0) for requests in self._alike(waiting)]
 
     def _alike(self, requests: Sequence[Request]) -> list[list[Request]]:
         """Batches of requests: the first with those nearest to it, then the first that is left with its nearest."""
@@ -314,69 +333,18 @@ class Clusterer:
 
     def _merge_twins(self) -> None:
         """Compare each new cluster with the one nearest to it, now that their requests are known, and merge equals."""
-        asked: set[frozenset[str]] = set()
-        while self._options.merge_candidates:
-            pairs = [pair for pair in self._twin_candidates() if frozenset(r.cluster_id for r in pair) not in asked]
-            asked |= {frozenset(record.cluster_id for record in pair) for pair in pairs}
-            words = self._merger.ask(pairs)
-            same = [pair for pair, word in zip(pairs, words, strict=True) if word == "same"]
-            for first, second in same:
-                self._merge(first.cluster_id, second.cluster_id)
-            if not same:
-                break
-        self._follow_merges()
-
-    def _twin_candidates(self) -> list[tuple[ClusterRecord, ClusterRecord]]:
-        """Each new cluster with its nearest neighbour, the newer one first."""
-        live = self.registry.live()
-        if len(live) < 2:
-            return []
-        similarity = cluster_similarities(live, self.vectors)
-        np.fill_diagonal(similarity, -2.0)
-        fresh = set(self._fresh)
-        rows = [row for row, record in enumerate(live) if record.cluster_id in fresh]
-        best = {row: int(np.argmax(similarity[row])) for row in rows}
-        near = {
-            tuple(sorted((row, best[row])))
-            for row in rows
-            if similarity[row, best[row]] >= self._options.merge_similarity
-        }
-        return [(live[newer], live[older]) for older, newer in sorted(near)]
-
-    def _merge(self, first: str, second: str) -> None:
-        """Merge two live clusters, the smaller into the larger; of equals the newer into the older."""
-        one, other = self.registry.resolve(first), self.registry.resolve(second)
-        if one is None or other is None or one == other:
+        if not self._options.merge_candidates:
             return
-        if self.registry.get(one).count > self.registry.get(other).count:
-            one, other = other, one
-        self.registry.merge(one, other)
-        self.counts["clusters_merged"] += 1
-        log.info("cluster %s is the same as %s and was merged into it", one, other)
-
-    def _follow_merges(self) -> None:
-        for position, assignment in self.assignments.items():
-            target = self.registry.resolve(assignment.cluster_id)
-            if target != assignment.cluster_id:
-                self.assignments[position] = replace(assignment, cluster_id=target)
-                self._changed.add(position)
-
-    def _note_changes(self) -> None:
-        """List the requests that an earlier result had elsewhere, and log each."""
-        for position in sorted(self.assignments):
-            assignment = self.assignments[position]
-            before = self._previous.get(assignment.request_id)
-            if before is None or before == assignment.cluster_id:
-                continue
-            reason = (
-                assignment.rationale if assignment.decision == "kept" else f"cluster {before} is not known any more"
+        with self._client.crew() as crew:
+            self.counts["clusters_merged"] += merge_twins(
+                self.registry,
+                fresh=set(self._fresh),
+                crew=crew,
+                merger=self._merger,
+                vectors=self.vectors,
+                similarity=self._options.merge_similarity,
             )
-            self.changes.append(Change(assignment.request_id, before, assignment.cluster_id, reason))
-            log.info("request %s: %s -> %s (%s)", assignment.request_id, before, assignment.cluster_id, reason)
+        self._book.follow_merges()
 
     def _vectors_of(self, requests: Sequence[Request]) -> np.ndarray:
         return self.vectors.of([request.text for request in requests])
-
-
-def _case(request: Request, ranking: Sequence[str], start: int, stop: int) -> Case:
-    return Case(request, tuple(ranking[start:stop]), {cluster_id: rank for rank, cluster_id in enumerate(ranking)})

@@ -1,8 +1,8 @@
 """Merging: a proposed cluster that is known already becomes another name of the known one.
 
 Candidates come by embedding, the model decides: same, part of or different. "Same" must be said twice, the second time
-with the two clusters changed about, because one wrong "same" loses a cluster for good. Pairs are asked many at a time;
-then one writer goes through the proposals in their order, so that it does not matter which answer came first.
+with the two clusters changed about, because one wrong "same" loses a cluster for good. All proposals of a batch are
+compared at the same time; what becomes of them is decided in their order, whichever answer came first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from llm_parts.client import LlmClient, LlmRequest
+from llm_parts.client import LlmRequest
+from llm_parts.crew import Talk
 from llm_parts.prompts import PromptContext, build_messages, tagged
 from llm_parts.registry import ClusterRecord, normal_name
 from llm_parts.schemas import MergeAnswer
@@ -46,9 +47,8 @@ class Merger:
     instructions = INSTRUCTIONS
 
     def __init__(
-        self, client: LlmClient, vectors: TextVectors, *, context: PromptContext, n_candidates: int, similarity: float
+        self, vectors: TextVectors, *, context: PromptContext, n_candidates: int = 1, similarity: float = -1.0
     ) -> None:
-        self._client = client
         self._vectors = vectors
         self._context = context
         self._n_candidates = n_candidates
@@ -58,43 +58,35 @@ class Merger:
         """The user message: the two clusters to compare."""
         return f"{tagged('clusters', clusters)}\n\nIs the first the same as the second, a part of it, or different?"
 
-    def decide(self, known: Sequence[ClusterRecord], new: Sequence[ClusterRecord]) -> dict[str, MergeDecision]:
-        """For each new cluster, what it is to the known ones and to the new ones before it.
-
-        All are compared with their nearest first; only those that are not the same go on to their second nearest.
-        """
+    def talks(self, known: Sequence[ClusterRecord], new: Sequence[ClusterRecord]) -> list[Talk[MergeDecision]]:
+        """A conversation for each new cluster: what it is to the known ones and to the new ones before it."""
         records = [*known, *new]
         candidates = self._candidates(records, n_known=len(known))
-        same: dict[int, int] = {}
-        wider: dict[int, int] = {}
-        for place in range(self._n_candidates):
-            rows = [row for row, columns in candidates.items() if row not in same and place < len(columns)]
-            words = self.ask([(records[row], records[candidates[row][place]]) for row in rows])
-            for row, word in zip(rows, words, strict=True):
-                if word == "same":
-                    same[row] = candidates[row][place]
-                elif word == "part_of":
-                    wider.setdefault(row, candidates[row][place])
-        return {
-            records[row].cluster_id: MergeDecision(
-                same_as=records[same[row]].cluster_id if row in same else None,
-                part_of=records[wider[row]].cluster_id if row in wider and row not in same else None,
-            )
+        return [
+            self._decide(records[row], [records[column] for column in candidates.get(row, ())])
             for row in range(len(known), len(records))
-        }
+        ]
 
-    def ask(self, pairs: Sequence[tuple[ClusterRecord, ClusterRecord]], *, step: str = "merge") -> list[str]:
-        """same, part_of or different for each pair; a call that was quarantined leaves its pair different."""
-        words = self._ask_once(pairs, step)
-        agreed = [row for row, word in enumerate(words) if word == "same"]
-        again = self._ask_once([(pairs[row][1], pairs[row][0]) for row in agreed], step)
-        for row, word in zip(agreed, again, strict=True):
-            words[row] = word if word == "same" else "different"
-        return words
+    def _decide(self, record: ClusterRecord, candidates: Sequence[ClusterRecord]) -> Talk[MergeDecision]:
+        """Compare one cluster with its candidates, the nearest first, until it is the same as one."""
+        part_of = None
+        for other in candidates:
+            word = yield from self.compare(record, other)
+            if word == "same":
+                return MergeDecision(same_as=other.cluster_id)
+            if word == "part_of":
+                part_of = part_of or other.cluster_id
+        return MergeDecision(part_of=part_of)
 
-    def _ask_once(self, pairs: Sequence[tuple[ClusterRecord, ClusterRecord]], step: str) -> list[str]:
-        answers = self._client.ask_many([self._question(first, second, step) for first, second in pairs])
-        return [answer.value.decision if answer.value is not None else "different" for answer in answers]
+    def compare(self, first: ClusterRecord, second: ClusterRecord, *, step: str = "merge") -> Talk[str]:
+        """same, part_of or different for a pair; a call that was quarantined leaves it different."""
+        (answer,) = yield [self._question(first, second, step)]
+        word = answer.value.decision if answer.value is not None else "different"
+        if word != "same":
+            return word
+        (answer,) = yield [self._question(second, first, step)]
+        agrees = answer.value is not None and answer.value.decision == "same"
+        return "same" if agrees else "different"
 
     def _question(self, first: ClusterRecord, second: ClusterRecord, step: str) -> LlmRequest[MergeAnswer]:
         prompt = self.build_prompt([_card(first), _card(second)])

@@ -188,8 +188,8 @@ class ClusteringPipeline:
     ) -> ClusteringResult:
         size = self._options.batch_size
         with self._running(df, text_column, batch_id, context_columns, previous, 0, size) as run:
-            for number, batch in numbered_batches(run.table.requests, size):
-                run.clusterer.process(batch, batch_number=number)
+            for _ in run.clusterer.process_all(numbered_batches(run.table.requests, size)):
+                pass
             run.clusterer.finish()
             self._commit(run)
             return self._result(run)

@@ -13,9 +13,10 @@ from typing import Any
 
 from llm_parts.checks import MEMBERS_FOR_COHESION, MEMBERS_FOR_NAMES, SIBLINGS
 from llm_parts.client import LlmClient
-from llm_parts.clusterer import MAX_CLUSTERS_IN_PROMPT, NEAREST_FOR_PROPOSER
+from llm_parts.clusterer import NEAREST_FOR_PROPOSER
 from llm_parts.framing import count_tokens
 from llm_parts.judge import Judge
+from llm_parts.judging import MAX_CLUSTERS_IN_PROMPT
 from llm_parts.options import ClusterOptions
 from llm_parts.prompts import PromptContext
 from llm_parts.proposer import Proposer
