@@ -120,7 +120,7 @@ def finish_step(
     if session.valid is not None and (is_due or is_last):
         validate(session, store, record, valid=session.valid)
     if is_last and state.best_step is None:  # without validation the last model is the best that is known
-        store.save_best(state, model=session.model)
+        save_best(session, store)
     save_every = settings.checkpointing.save_every_n_bathces
     if state.batches // save_every > before // save_every or is_last:
         path = store.save(state, model=session.model, stepper=session.stepper, bank=session.bank)
@@ -139,17 +139,19 @@ def log_training(session: Session, record: Record) -> None:
 
 def measure_frozen(session: Session, record: Record) -> None:
     """Before the first step: what k-NN and logistic regression make of the encoder as it came."""
-    from metric_parts.evaluation import prepare_held_out, score_frozen
+    from metric_parts.evaluation import prepare_held_out
+    from metric_parts.frozen import score_frozen
 
     state, corpus = session.state, session.corpus
-    if state.step or not session.settings.metric_validation.baseline_max_rows:
+    probe, session.probe = session.probe, None  # its vectors are not needed any more
+    if state.step or probe is None or not session.settings.metric_validation.baseline_max_rows:
         return
     parts = {"val": session.valid} if session.valid is not None else {}
     if corpus.test is not None:
         parts["test"] = prepare_held_out(corpus.test, labels=corpus.labels, model=session.model)
     if not parts:
         return
-    state.frozen = score_frozen(session.model, session.tokens, corpus, parts, settings=session.settings)
+    state.frozen = score_frozen(session.model, probe, parts, settings=session.settings)
     metrics = {f"val/{name}": value for name, value in state.frozen.get("val", {}).items()}
     if metrics:
         state.metrics_bytes = record.log(metrics, step=0)
@@ -177,7 +179,15 @@ def validate(session: Session, store: CheckpointStore, record: Record, *, valid:
     if is_better(scores[by], state.best_value, by=by):
         state.best_value, state.best_step, state.best_scores = scores[by], state.step, scores
         state.best_confusion = evaluation.confusion.tolist()
-        store.save_best(state, model=session.model)
+        save_best(session, store)
+
+
+def save_best(session: Session, store: CheckpointStore) -> None:
+    """Save the model as the best one, with the architecture's own head fitted to ours."""
+    from metric_parts.own_head import fit_own_head
+
+    session.state.own_head_agreement = fit_own_head(session.model, session.tokens, seed=session.settings.training.seed)
+    store.save_best(session.state, model=session.model)
 
 
 def finish(session: Session, store: CheckpointStore, record: Record, *, seconds: float, n_rows: int) -> dict[str, Any]:

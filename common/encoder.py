@@ -2,7 +2,8 @@
 
 Texts are tokenised ahead in batches and grouped by their number of tokens, so that next to nothing is spent on padding.
 A classification head is used only if the checkpoint really contains one: transformers would initialise a missing head
-at random and say so in a report that nobody reads; here the report is read.
+at random and say so in a report that nobody reads; here the report is read. A head on the pooled vector, which
+train_metric_classifier.py writes, comes before the architecture's own.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.machinery import ModuleSpec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 
 from common.commit import fingerprint_files
 from common.config import UserError
+from common.pooled_head import POOLED_HEAD, PooledHead, read_pooled_head
 
 if TYPE_CHECKING:
     import torch
@@ -136,18 +138,26 @@ def read_pooling(model_folder: str | Path) -> Pooling:
 
 
 def _read_side_file(model: str, name: str) -> dict[str, Any] | None:
-    """A JSON file beside the weights, from a local folder or the hub's cache; None where the model has none."""
-    path: str | None = str(Path(model) / name) if Path(model).is_dir() else _from_hub(model, name)
-    if path is None or not Path(path).is_file():
-        return None
-    return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    """A JSON file beside the weights; None where the model has none."""
+    path = find_side_file(model, name)
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path else None
 
 
-def _from_hub(model_id: str, name: str) -> str | None:
+def find_side_file(model: str, name: str, *, revision: str | None = None) -> Path | None:
+    """A file beside the weights, in a local folder or fetched from the hub; None where the model has none."""
+    path = str(Path(model) / name) if Path(model).is_dir() else _from_hub(model, name, revision)
+    return Path(path) if path is not None and Path(path).is_file() else None
+
+
+def _from_hub(model_id: str, name: str, revision: str | None) -> str | None:
     from transformers.utils import cached_file
 
     return cached_file(  # type: ignore[no-any-return]
-        model_id, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        model_id,
+        name,
+        revision=revision,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
     )
 
 
@@ -168,6 +178,13 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None, pooling: Pooling) -> t
     return (hidden * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1e-9)
 
 
+def pool_output(output: Any, mask: torch.Tensor | None, pooling: Pooling) -> torch.Tensor:
+    """The text vectors [b, d] float32 of what a model without a head returned."""
+    if pooling == "pooler":
+        return output.pooler_output.float()  # type: ignore[no-any-return]
+    return pool(output.last_hidden_state, mask, pooling)
+
+
 # --- The encoder -----------------------------------------------------------------------------------------------------
 
 
@@ -175,7 +192,15 @@ class TextEncoder:
     """A loaded model and its tokenizer; make one with `load_encoder`."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, *, device: str, pooling: Pooling, max_length: int, classes: list[str] | None
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        device: str,
+        pooling: Pooling,
+        max_length: int,
+        classes: list[str] | None,
+        head: PooledHead | None = None,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -183,10 +208,11 @@ class TextEncoder:
         self.pooling = pooling
         self.max_length = max_length
         self.classes = classes  # names in the order of `probs`; None where there is no head
-        self._base = model.base_model if classes is not None else model
+        self.head = head  # on the pooled vector; None where the architecture's own is used, or none
+        self._has_own_head = classes is not None and head is None
         self._base_output: Any = None
-        if classes is not None:
-            self._base.register_forward_hook(self._keep_base_output)
+        if self._has_own_head:
+            model.base_model.register_forward_hook(self._keep_base_output)
 
     @property
     def dimension(self) -> int:
@@ -243,15 +269,20 @@ class TextEncoder:
         if mask is not None:
             mask = arguments["attention_mask"] = mask.to(self.device)
         output = self.model(**arguments)
-        base_output = self._base_output if self.classes is not None else output
-        if self.pooling == "pooler":
-            pooled = base_output.pooler_output.float()
-        else:
-            pooled = pool(base_output.last_hidden_state, mask, self.pooling)
-        probs = None
-        if self.classes is not None:
-            probs = torch.softmax(output.logits.float(), dim=-1).cpu().numpy()
-        return pooled.cpu().numpy(), probs
+        base_output = self._base_output if self._has_own_head else output
+        vectors = pool_output(base_output, mask, self.pooling)
+        if self.classes is None:
+            return vectors.cpu().numpy(), None
+        logits = output.logits.float() if self.head is None else self._pooled_logits(base_output, mask, self.head)
+        return vectors.cpu().numpy(), torch.softmax(logits, dim=-1).cpu().numpy()
+
+    def _pooled_logits(self, base_output: Any, mask: torch.Tensor | None, head: PooledHead) -> torch.Tensor:
+        """Logits [b, c] float32 of the vectors that the head was trained on, however those of the caller are pooled."""
+        import torch
+
+        vectors = pool_output(base_output, mask, cast(Pooling, head.pooling))
+        weight, bias = (torch.from_numpy(values).to(vectors.device) for values in (head.weight, head.bias))
+        return torch.nn.functional.linear(vectors, weight, bias)
 
     def _pad(self, token_ids: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
         import torch
@@ -309,20 +340,27 @@ def load_encoder(
     import torch
 
     resolved = resolve_model(model_name_or_path)
-    tokenizer = _load_tokenizer(resolved, revision)
+    tokenizer = load_tokenizer(resolved, revision=revision)
+    chosen = read_pooling(resolved) if pooling == "auto" else pooling
     classes: list[str] | None = None
     model: Any = None
+    pooled_head = None
     if head != "none":
-        model, classes = _load_classifier(resolved, revision, demanded=head == "classifier")
+        classes, pooled_head = _load_pooled_head(resolved, revision)
+        if pooled_head is None:
+            model, classes = _load_classifier(resolved, revision, demanded=head == "classifier")
     if model is None:
-        model = _load_base(resolved, revision, with_pooler=pooling == "pooler")
+        poolings = {chosen, pooled_head.pooling if pooled_head else None}
+        model = _load_base(resolved, revision, with_pooler="pooler" in poolings)
     model = model.to(device=device, dtype=getattr(torch, dtype)).eval()
-    chosen = read_pooling(resolved) if pooling == "auto" else pooling
     length = min(max_length or 10**9, _longest_input(resolved, model, tokenizer))
-    return TextEncoder(model, tokenizer, device=device, pooling=chosen, max_length=length, classes=classes)
+    return TextEncoder(
+        model, tokenizer, device=device, pooling=chosen, max_length=length, classes=classes, head=pooled_head
+    )
 
 
-def _load_tokenizer(model: str, revision: str | None) -> Any:
+def load_tokenizer(model: str, *, revision: str | None = None) -> Any:
+    """The tokenizer of a folder or a hub id; raises UserError where there is none, or none with a vocabulary."""
     from transformers import AutoTokenizer
 
     try:
@@ -339,6 +377,16 @@ def _load_tokenizer(model: str, revision: str | None) -> Any:
             f"save it beside the weights with save_pretrained"
         )
     return tokenizer
+
+
+def _load_pooled_head(model: str, revision: str | None) -> tuple[list[str] | None, PooledHead | None]:
+    from transformers import AutoConfig
+
+    path = find_side_file(model, POOLED_HEAD, revision=revision)
+    if path is None:
+        return None, None
+    labels = AutoConfig.from_pretrained(model, revision=revision).id2label
+    return [str(labels[index]) for index in sorted(labels)], read_pooled_head(path, n_classes=len(labels))
 
 
 def _load_classifier(model: str, revision: str | None, *, demanded: bool) -> tuple[Any, list[str] | None]:

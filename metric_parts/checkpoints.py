@@ -24,6 +24,7 @@ import torch
 
 from common.commit import make_folder, sync_folder, write_bytes, write_json
 from common.config import UserError
+from common.pooled_head import POOLED_HEAD, write_pooled_head
 from metric_parts.bank import Bank
 from metric_parts.model import JointModel
 from metric_parts.steps import Stepper
@@ -66,6 +67,7 @@ class RunState:
     frozen: dict[str, dict[str, float]] = field(default_factory=dict)  # scores of the frozen encoder
     best_scores: dict[str, float] = field(default_factory=dict)
     best_confusion: list[list[int]] = field(default_factory=list)
+    own_head_agreement: float | None = None  # share of texts to which the architecture's own head gives the same class
 
     def advance(self, *, n_batches: int, n_rows: int, n_windows: int) -> bool:
         """Count a step of this epoch of `n_windows`; returns whether it was its last."""
@@ -215,9 +217,10 @@ def restore(checkpoint: Checkpoint, *, stepper: Stepper, bank: Bank) -> None:
 
 
 def save_model(model: JointModel, folder: Path) -> None:
-    """Write weights, tokenizer and labels as transformers reads them, and the files of sentence-transformers."""
+    """Write weights, tokenizer and labels as transformers reads them, our head, and sentence-transformers' files."""
     from safetensors import SafetensorError
 
+    write_pooled_head(folder / POOLED_HEAD, model.pooled_head())
     try:
         model.network.save_pretrained(folder)
     except SafetensorError as problem:  # a full disk comes as this, not as an OSError

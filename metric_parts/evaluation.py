@@ -1,29 +1,21 @@
-"""Validation and test: the losses, the head, and retrieval against the bank; and the frozen encoder beside them."""
+"""Validation and test: the losses, the head, and retrieval against the bank."""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 
-from common.separation import effective_rank
 from metric_parts.bank import Bank, Reference
-from metric_parts.corpus import Corpus, known_rows
+from metric_parts.corpus import known_rows
 from metric_parts.dataset import Rows
 from metric_parts.labels import Labels
 from metric_parts.losses import supcon
 from metric_parts.model import Encoded, JointModel, Tokens
 from metric_parts.sampler import SamplerRows, SamplerSettings, plan_epoch
-from metric_parts.scores import Queries, classification_scores, retrieval_scores, search, vote
+from metric_parts.scores import Queries, classification_scores, retrieval_scores
 from metric_parts.settings import TrainerSettings
-
-log = logging.getLogger(__name__)
-
-# Inverse regularisation of the logistic regression on unit vectors; few-shot work uses 1 to 10.
-_REGRESSION_C = 10.0
 
 
 @dataclass(frozen=True)
@@ -114,56 +106,3 @@ def bank_statistics(bank: Bank, model: JointModel, tokens: Tokens, *, step: int,
     """What the bank holds, and how far its vectors have drifted from today's weights."""
     fresh = model.encode(tokens, rows=bank.drift_rows()).vectors
     return bank.statistics(step=step, n_labels=n_labels, drift_vectors=fresh)
-
-
-# --- The frozen encoder ----------------------------------------------------------------------------------------------
-
-
-def score_frozen(
-    model: JointModel, tokens: Tokens, corpus: Corpus, parts: dict[str, HeldOut], *, settings: TrainerSettings
-) -> dict[str, dict[str, float]]:
-    """k-NN and logistic regression on the vectors of the untrained encoder, for each of `parts`.
-
-    Both learn from the classifier rows of training, at most `baseline_max_rows` of them, drawn by the seed.
-    """
-    rows = _baseline_rows(corpus, settings)
-    vectors = model.encode(tokens, rows=rows).vectors
-    log.info("frozen encoder: %d vectors, effective rank %.1f", len(rows), effective_rank(vectors))
-    classes = corpus.labels.class_codes([corpus.train.labels[row] for row in rows])
-    reference = Reference(rows, vectors, classes, corpus.train.text_keys[rows])
-    regression = _fit_regression(vectors, classes)
-    options = settings.metric_validation
-    frozen = {}
-    for name, part in parts.items():
-        encoded = model.encode(part.tokens, rows=part.known).vectors
-        queries = Queries(encoded, part.classes[part.known], part.rows.text_keys[part.known])
-        knn = vote(search(queries, reference, k=options.knn_k, distance=options.distance))
-        by_knn = classification_scores(queries.codes, knn)
-        by_regression = classification_scores(queries.codes, regression.predict(_units(encoded)))
-        frozen[name] = {
-            "frozen_knn_acc": by_knn["acc"],
-            "frozen_knn_f1": by_knn["f1"],
-            "frozen_lr_acc": by_regression["acc"],
-            "frozen_lr_f1": by_regression["f1"],
-        }
-    return frozen
-
-
-def _baseline_rows(corpus: Corpus, settings: TrainerSettings) -> np.ndarray:
-    rows = np.flatnonzero(corpus.train.classifier_mask)
-    limit = settings.metric_validation.baseline_max_rows
-    if len(rows) > limit:
-        rng = np.random.default_rng(settings.training.seed)
-        rows = np.sort(rng.choice(rows, limit, replace=False))
-        log.info("frozen encoder: %d of the training rows are used (metric_validation.baseline_max_rows)", limit)
-    return rows
-
-
-def _fit_regression(vectors: np.ndarray, classes: np.ndarray) -> Any:
-    from sklearn.linear_model import LogisticRegression
-
-    return LogisticRegression(C=_REGRESSION_C, max_iter=1000).fit(_units(vectors), classes)
-
-
-def _units(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,7 +1,7 @@
-"""The network of both tasks: one encoder, the architecture's own classification head, and a pooled vector.
+"""The network of both tasks: one encoder, its pooled vector, and a linear head on that.
 
-The logits are those of transformers' sequence classification class, so that a checkpoint gives the same ones in every
-program that loads it. The vectors are pooled from the same forward pass.
+The head reads the vector that SupCon shapes, before it is normalised. What the architecture has as a head of its own is
+carried along untrained; metric_parts.own_head fits it to answer alike, for programs that know nothing else.
 """
 
 from __future__ import annotations
@@ -17,7 +17,16 @@ import torch
 
 from common.backend import choose_dtype
 from common.config import UserError
-from common.encoder import Pooling, batches_by_length, pool, read_pooling, resolve_model
+from common.encoder import (
+    Pooling,
+    batches_by_length,
+    find_side_file,
+    load_tokenizer,
+    pool_output,
+    read_pooling,
+    resolve_model,
+)
+from common.pooled_head import POOLED_HEAD, PooledHead, read_pooled_head
 from metric_parts.settings import TrainerSettings
 
 log = logging.getLogger(__name__)
@@ -49,26 +58,41 @@ class JointModel:
     """Encoder and head on one device; make one with `load_model`."""
 
     def __init__(
-        self, network: Any, tokenizer: Any, *, pooling: Pooling, device: str, dtype: str, max_length: int
+        self,
+        network: Any,
+        head: torch.nn.Linear,
+        tokenizer: Any,
+        *,
+        pooling: Pooling,
+        device: str,
+        dtype: str,
+        max_length: int,
+        has_new_head: bool,
     ) -> None:
-        self.network = network
+        self.network = network  # the encoder, and the architecture's own head, which is not trained
+        dropout = torch.nn.Dropout(_head_dropout(network.config))
+        self.trained = torch.nn.ModuleDict({"encoder": network.base_model, "dropout": dropout, "head": head})
         self.tokenizer = tokenizer
         self.pooling = pooling
         self.device = device
         self.dtype = dtype
         self.max_length = max_length
-        self._base_output: Any = None
-        network.base_model.register_forward_hook(self._keep_base_output)
+        self.has_new_head = has_new_head  # made here from random numbers, not read from the checkpoint
+
+    @property
+    def head(self) -> torch.nn.Linear:
+        """The head on the pooled vector."""
+        return self.trained["head"]  # type: ignore[return-value]
 
     @property
     def padding(self) -> int:
         """The token number that fills up short texts."""
         return int(self.tokenizer.pad_token_id or 0)
 
-    def head_parameters(self) -> list[tuple[str, torch.nn.Parameter]]:
-        """What is not part of the encoder."""
-        prefix = f"{self.network.base_model_prefix}."
-        return [(name, value) for name, value in self.network.named_parameters() if not name.startswith(prefix)]
+    def pooled_head(self) -> PooledHead:
+        """The head as it is saved."""
+        weight, bias = (values.detach().cpu().numpy() for values in (self.head.weight, self.head.bias))
+        return PooledHead(weight, bias, self.pooling)
 
     def tokenize(self, texts: Sequence[str]) -> Tokens:
         """Token numbers of texts; those that were cut are counted."""
@@ -102,35 +126,29 @@ class JointModel:
 
     def _forward_piece(self, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         inputs = {name: values.to(self.device) for name, values in batch.items()}
-        with self._autocast():
-            output = self.network(**inputs)
-        if self.pooling == "pooler":
-            vectors = self._base_output.pooler_output.float()
-        else:
-            vectors = pool(self._base_output.last_hidden_state, inputs["attention_mask"], self.pooling)
-        self._base_output = None
-        return vectors, output.logits.float()
+        with self.autocast():
+            output = self.network.base_model(**inputs)
+        vectors = pool_output(output, inputs["attention_mask"], self.pooling)
+        return vectors, self.head(self.trained["dropout"](vectors))
 
     def encode(self, tokens: Tokens, *, rows: np.ndarray | None = None, batch_size: int = 128) -> Encoded:
         """Encode texts in evaluation mode; the mode and the random numbers of training are left as they were."""
         chosen = np.arange(len(tokens.ids)) if rows is None else rows
         vectors = np.empty((len(chosen), self.network.config.hidden_size), np.float32)
-        logits = np.empty((len(chosen), self.network.config.num_labels), np.float32)
-        was_training = self.network.training
-        self.network.eval()
+        logits = np.empty((len(chosen), self.head.out_features), np.float32)
+        was_training = self.trained.training
+        self.trained.eval()
         with torch.no_grad():
             for places in batches_by_length([len(tokens.ids[row]) for row in chosen], batch_size):
                 out = self.forward(pad_rows([tokens.ids[chosen[place]] for place in places], padding=self.padding))
                 vectors[places], logits[places] = out[0].cpu().numpy(), out[1].cpu().numpy()
-        self.network.train(was_training)
+        self.trained.train(was_training)
         return Encoded(vectors, logits)
 
-    def _autocast(self) -> AbstractContextManager[Any]:
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the encoder; head and losses are float32."""
         dtype = getattr(torch, self.dtype)
         return torch.autocast(device_type=self.device.split(":")[0], dtype=dtype, enabled=self.dtype != "float32")
-
-    def _keep_base_output(self, module: Any, arguments: Any, output: Any) -> None:
-        self._base_output = output
 
 
 def pad_rows(ids: Sequence[np.ndarray], *, padding: int) -> dict[str, torch.Tensor]:
@@ -156,48 +174,84 @@ def load_model(
     pooling: Pooling | None = None,
     tokenizer_source: str | None = None,
 ) -> JointModel:
-    """Load a checkpoint for both tasks; a head with other classes than `classes` is made anew, from the seed.
+    """Load a checkpoint for both tasks; its head is kept if it knows the same classes, else one is made from the seed.
 
     `source` is a `model_name`; `pooling` overrides the settings, for checkpoints of ours, and `tokenizer_source` says
     where the tokenizer comes from if not from `source`.
     Raises UserError where it is no model, has no tokenizer, or lacks weights of the encoder.
     """
-    from transformers import AutoTokenizer
-
     resolved = resolve_model(source)
     dtype = choose_dtype(_PRECISIONS[settings.training.mixed_precision], device=device)
     chosen = pooling or (read_pooling(resolved) if settings.pooling == "auto" else settings.pooling)
     torch.manual_seed(settings.training.seed)
+    found = _find_head(resolved, classes, pooling=chosen)
     network = _load_network(resolved, classes, settings.training.attention_implementation, chosen)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(tokenizer_source or source))
-    except (OSError, ValueError) as problem:
-        raise UserError(f"model {source} has no usable tokenizer ({_one_line(problem)})") from None
+    head = _make_head(network.config, found, n_classes=len(classes))
+    tokenizer = load_tokenizer(resolve_model(tokenizer_source or source))
     max_length = _longest(settings.training.max_seq_length, network, tokenizer)
     log.info("model %s: pooling %s, %s on %s, at most %d tokens", source, chosen, dtype, device, max_length)
-    return JointModel(network.to(device), tokenizer, pooling=chosen, device=device, dtype=dtype, max_length=max_length)
+    return JointModel(
+        network.to(device),
+        head.to(device),
+        tokenizer,
+        pooling=chosen,
+        device=device,
+        dtype=dtype,
+        max_length=max_length,
+        has_new_head=found is None,
+    )
 
 
-def _load_network(resolved: str, classes: Sequence[str], attention: str, pooling: str) -> Any:
+def _find_head(resolved: str, classes: Sequence[str], *, pooling: str) -> PooledHead | None:
+    """The checkpoint's head on the pooled vector, if it has one of these classes."""
+    path = find_side_file(resolved, POOLED_HEAD)
+    if path is None:
+        return None
+    labels = _load_config(resolved).id2label
+    head = read_pooled_head(path, n_classes=len(labels))
+    if [str(labels[index]) for index in sorted(labels)] == list(classes) and head.pooling == pooling:
+        return head
+    log.info("the head of %s knows other classes; a new one is made", resolved)
+    return None
+
+
+def _make_head(config: Any, found: PooledHead | None, *, n_classes: int) -> torch.nn.Linear:
+    head = torch.nn.Linear(config.hidden_size, n_classes)
+    with torch.no_grad():
+        if found is None:
+            torch.nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
+            torch.nn.init.zeros_(head.bias)
+        else:
+            head.weight.copy_(torch.from_numpy(found.weight))
+            head.bias.copy_(torch.from_numpy(found.bias))
+    return head
+
+
+def _head_dropout(config: Any) -> float:
+    """What the architecture would drop before its own head."""
+    names = ("classifier_dropout", "seq_classif_dropout", "hidden_dropout_prob")
+    return next((float(value) for name in names if (value := getattr(config, name, None)) is not None), 0.1)
+
+
+def _load_config(resolved: str) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(resolved)
+        return AutoConfig.from_pretrained(resolved)
     except (OSError, ValueError) as problem:
         raise UserError(f"model {resolved} cannot be loaded ({_one_line(problem)}); check model_name") from None
-    had_head = any(str(name).endswith("ForSequenceClassification") for name in config.architectures or ())
-    keeps_head = had_head and [str(config.id2label[index]) for index in sorted(config.id2label)] == list(classes)
+
+
+def _load_network(resolved: str, classes: Sequence[str], attention: str, pooling: str) -> Any:
+    config = _load_config(resolved)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
     config.problem_type = "single_label_classification"
     if hasattr(config, "classifier_pooling") and pooling in ("cls", "mean"):
-        config.classifier_pooling = pooling  # the architectures whose head can pool by the mean
+        config.classifier_pooling = pooling  # the architectures whose own head can pool by the mean
     network, missing = _from_pretrained(resolved, config, attention)
-    if had_head and not keeps_head:
-        _initialize_head(network)
-        log.info("the head of %s knows other classes; a new one is made", resolved)
     prefix = f"{network.base_model_prefix}."
-    lacking = [name for name in missing if name.startswith(prefix) and "pooler" not in name]
+    lacking = [name for name in missing if name.startswith(prefix) and ("pooler" not in name or pooling == "pooler")]
     if lacking:
         raise UserError(
             f"model {resolved} lacks {len(lacking)} weights of its encoder ({', '.join(lacking[:3])}…) that would be "
@@ -239,15 +293,6 @@ def _from_pretrained(resolved: str, config: Any, attention: str) -> tuple[Any, l
 def _attention_choices(asked: str) -> Iterator[str]:
     yield asked
     yield from (choice for choice in ("sdpa", "eager") if choice != asked)
-
-
-def _initialize_head(network: Any) -> None:
-    inside = set(map(id, network.base_model.modules()))
-    for module in network.modules():
-        if id(module) not in inside and isinstance(module, torch.nn.Linear):
-            torch.nn.init.normal_(module.weight, std=getattr(network.config, "initializer_range", 0.02))
-            if module.bias is not None:
-                torch.nn.init.zeros_(module.bias)
 
 
 def _longest(asked: int, network: Any, tokenizer: Any) -> int:

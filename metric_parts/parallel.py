@@ -71,6 +71,13 @@ class Processes:
             if parameter.grad is not None:
                 dist.all_reduce(parameter.grad)
 
+    def take_from_first(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Give every process the first one's values, in place."""
+        if self.n == 1:
+            return
+        for parameter in parameters:
+            dist.broadcast(parameter.data, src=0)
+
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Add up numbers over all processes; the keys are the same everywhere."""
         if self.n == 1:

@@ -66,6 +66,7 @@ def summarize(session: Session, store: CheckpointStore, *, test: Mapping[str, fl
         },
         "validation": _finite(state.best_scores),
         "test": _finite(test),
+        "own_head_agreement": state.own_head_agreement,
         "frozen": {name: _finite(scores) for name, scores in state.frozen.items()},
         "labels": corpus.labels.to_dict(),
         "confusion": state.best_confusion,

@@ -16,6 +16,7 @@ from metric_parts.bank import Bank
 from metric_parts.checkpoints import Checkpoint, CheckpointStore, RunState, read_checkpoint, restore
 from metric_parts.corpus import Corpus, input_fingerprints
 from metric_parts.evaluation import HeldOut, prepare_held_out
+from metric_parts.frozen import Probe, fit_probe, start_head
 from metric_parts.model import JointModel, Tokens, load_model
 from metric_parts.parallel import Processes
 from metric_parts.planning import count_steps, plan_of, sampler_rows
@@ -58,6 +59,7 @@ class Session:
     state: RunState
     processes: Processes
     n_steps: int
+    probe: Probe | None = None  # of the untrained encoder; None where a run goes on
 
     def windows(self, epoch: int) -> list[Window]:
         """All windows of an epoch; the same ones whenever they are asked for."""
@@ -141,6 +143,9 @@ def open_session(
     )
     tokens = model.tokenize(corpus.train.texts)
     _count_truncated("train", tokens, model)
+    probe = None
+    if checkpoint is None:
+        probe = _probe(model, tokens, corpus, settings=settings, processes=processes)
     rows = sampler_rows(corpus)
     targets = Targets(rows.codes, labels.class_codes(corpus.train.labels), rows.metric_mask, rows.classifier_mask)
     n_steps = count_steps(corpus, settings=settings)
@@ -155,7 +160,21 @@ def open_session(
         _count_truncated("validation", valid.tokens, model)
     _describe_bank(settings, model, len(corpus.train))
     state = checkpoint.state if checkpoint else RunState()
-    return Session(settings, corpus, model, tokens, valid, stepper, bank, state, processes, n_steps)
+    return Session(settings, corpus, model, tokens, valid, stepper, bank, state, processes, n_steps, probe)
+
+
+def _probe(
+    model: JointModel, tokens: Tokens, corpus: Corpus, *, settings: TrainerSettings, processes: Processes
+) -> Probe | None:
+    """Fit the probe where the scores or the head's start need it, and start a new head from it."""
+    starts_head = model.has_new_head and settings.training.head_start == "regression"
+    if not (starts_head or settings.metric_validation.baseline_max_rows):
+        return None
+    probe = fit_probe(model, tokens, corpus, settings=settings)
+    if starts_head:
+        start_head(model, probe)
+        processes.take_from_first(model.head.parameters())
+    return probe
 
 
 def _count_truncated(name: str, tokens: Tokens, model: JointModel) -> None:

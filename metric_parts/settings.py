@@ -56,6 +56,9 @@ class TrainingSettings(Section):
     supcon_temperature: float = Field(0.1, gt=0, description="divides the cosines in SupCon")
     classification_loss_weight: float = Field(1.0, ge=0, description="factor of the cross-entropy")
     metric_loss_weight: float = Field(1.0, ge=0, description="factor of SupCon")
+    head_start: Literal["regression", "random"] = Field(
+        "regression", description="a new head: from the logistic regression on the frozen vectors, or from the seed"
+    )
 
     @field_validator("mixed_precision", mode="before")
     @classmethod

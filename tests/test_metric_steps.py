@@ -53,11 +53,11 @@ def load(session, window):
 
 
 def gradient(session, window, *, number=0):
-    session.model.network.train()
-    session.model.network.zero_grad(set_to_none=True)
+    session.model.trained.train()
+    session.model.trained.zero_grad(set_to_none=True)
     session.stepper.backward(window, load(session, window), number=number)
     return {
-        name: value.grad.clone() for name, value in session.model.network.named_parameters() if value.grad is not None
+        name: value.grad.clone() for name, value in session.model.trained.named_parameters() if value.grad is not None
     }
 
 
@@ -73,7 +73,7 @@ ROWS = np.arange(32)
 def test_the_loss_is_the_weighted_sum_of_both_means(still_encoder, rows_path):  # noqa: F811
     session = open_tiny(still_encoder, rows_path, classification_loss_weight=0.7, metric_loss_weight=1.3)
     ours = gradient(session, Window([[ROWS]]))
-    network, targets = session.model.network, session.stepper.targets
+    network, targets = session.model.trained, session.stepper.targets
     network.zero_grad(set_to_none=True)
     vectors, logits = session.model.forward(pad_rows(session.tokens.ids, padding=session.model.padding))
     ce = cross_entropy(logits, torch.tensor(targets.classes), torch.tensor(targets.classifier_mask))
@@ -94,7 +94,7 @@ def test_supcon_accumulated_is_the_mean_over_the_anchors_of_the_window(still_enc
     session = open_tiny(still_encoder, rows_path, classification_loss_weight=0.0)
     window = Window([[ROWS[:6]], [ROWS[6:20]], [ROWS[20:]]])
     accumulated = gradient(session, window)
-    network, targets = session.model.network, session.stepper.targets
+    network, targets = session.model.trained, session.stepper.targets
     network.zero_grad(set_to_none=True)
     sums = []
     for batch in window.batches:
@@ -105,7 +105,7 @@ def test_supcon_accumulated_is_the_mean_over_the_anchors_of_the_window(still_enc
         sums.append(supcon(vectors, torch.tensor(targets.codes[batch]), mask, temperature=0.1))
     (sum(part.total for part in sums) / sum(part.n for part in sums)).backward()
     by_hand = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
-    head = {name for name, _ in session.model.head_parameters()}
+    head = {"head.weight", "head.bias"}
     assert_equal({n: g for n, g in accumulated.items() if n in by_hand and n not in head}, by_hand)
     # The control: a contrast set of the whole window is another loss, which accumulation does not give.
     whole = gradient(session, Window([[ROWS]]))
@@ -124,7 +124,7 @@ def test_the_gradient_cache_drops_the_same_units_twice(tiny_encoder, rows_path):
     session = open_tiny(tiny_encoder, rows_path)
     window = Window([[ROWS[:8], ROWS[8:19], ROWS[19:]]])
     cached = gradient(session, window, number=3)
-    network, targets, stepper = session.model.network, session.stepper.targets, session.stepper
+    network, targets, stepper = session.model.trained, session.stepper.targets, session.stepper
     network.zero_grad(set_to_none=True)
     kept = [stepper._forward(batch, (3, index)) for index, batch in enumerate(load(session, window))]
     vectors, logits = torch.cat([k[0] for k in kept]), torch.cat([k[1] for k in kept])
@@ -133,7 +133,7 @@ def test_the_gradient_cache_drops_the_same_units_twice(tiny_encoder, rows_path):
     (ce.total / ce.n + contrast.total / contrast.n).backward()
     theirs = {name: value.grad for name, value in network.named_parameters() if value.grad is not None}
     assert_equal(cached, theirs)
-    assert not torch.allclose(cached["classifier.weight"], gradient(session, window, number=4)["classifier.weight"])
+    assert not torch.allclose(cached["head.weight"], gradient(session, window, number=4)["head.weight"])
 
 
 def test_a_window_without_any_anchor_or_class_row_has_a_gradient_of_zero(still_encoder, rows_path):  # noqa: F811
@@ -241,7 +241,7 @@ def test_a_loss_that_stays_not_finite_ends_the_run(still_encoder, rows_path, mon
 
     session = open_tiny(still_encoder, rows_path)
     with torch.no_grad():
-        session.model.network.classifier.weight.fill_(float("nan"))
+        session.model.head.weight.fill_(float("nan"))
     window = Window([[ROWS[:8]]])
     for number in range(19):
         assert session.stepper.step(window, load(session, window), number=number).was_skipped

@@ -103,7 +103,46 @@ def test_the_best_checkpoint_loads_in_transformers_with_its_labels(finished):
     predicted = [answer["label"] for answer in classify(rows["text"])]
     assert set(predicted) <= set(rows["label"])
     accuracy = np.mean([a == b for a, b in zip(predicted, rows["label"], strict=True)])
-    assert accuracy == pytest.approx(result["test_acc"], abs=1e-4)
+    # It knows the architecture's own head alone, which is fitted to answer as ours does.
+    assert accuracy == pytest.approx(result["test_acc"], abs=0.05)
+
+
+def test_the_own_head_of_the_architecture_answers_as_ours_and_says_how_often(finished):
+    from metric_parts.own_head import fit_own_head
+
+    folder, settings, _ = finished
+    agreement = json.loads((folder / "out" / "summary.json").read_text())["own_head_agreement"]
+    assert agreement >= 0.9
+    model = load_again(folder, settings)
+    texts = training_rows(n_per_class=20, seed=9)["text"]
+    tokens = model.tokenize(texts)
+    rolled = model.head.weight.detach().roll(1, dims=0)  # the control: our head names other classes
+    with torch.no_grad():
+        model.head.weight.copy_(rolled)
+    logits = torch.tensor(model.encode(tokens).logits)
+    before = model.network.classifier.weight.detach().clone()
+    assert fit_own_head(model, tokens, seed=0) >= 0.9
+    assert not torch.allclose(before, model.network.classifier.weight, atol=1e-2)
+    own = [model.network.eval()(torch.tensor(ids[None].astype("int64"))).logits[0] for ids in tokens.ids]
+    assert (torch.stack(own).argmax(dim=1) == logits.argmax(dim=1)).float().mean() >= 0.9
+
+
+def test_a_new_head_starts_from_the_regression_on_the_frozen_vectors(folder, tiny_encoder):  # noqa: F811
+    from metric_parts.corpus import load_corpus
+    from metric_parts.parallel import Processes
+    from metric_parts.session import open_session
+
+    answers = {}
+    for start in ("regression", "random"):
+        settings = make_settings(folder, tiny_encoder, training__head_start=start)
+        session = open_session(settings, corpus=load_corpus(settings), checkpoint=None, processes=Processes())
+        encoded = session.model.encode(session.tokens)
+        answers[start] = encoded.logits.argmax(axis=1)
+        theirs = session.probe.regression.predict(
+            encoded.vectors / np.linalg.norm(encoded.vectors, axis=1, keepdims=True)
+        )
+    assert np.mean(answers["regression"] == theirs) >= 0.95
+    assert np.mean(answers["random"] == theirs) <= 0.6
 
 
 def test_the_best_checkpoint_is_what_stage_one_reads(finished):
@@ -170,7 +209,8 @@ def test_the_next_round_keeps_a_head_of_the_same_classes_and_replaces_any_other(
     more = load_model(best, settings=settings, classes=[*classes, "new"], device="cpu")
     for fresh in (other, more):
         assert fresh.network.config.id2label[len(fresh.network.config.id2label) - 1] == "new"
-        assert not torch.equal(fresh.network.classifier.weight[:5], model.network.classifier.weight[:5])
+        assert fresh.has_new_head and not model.has_new_head
+        assert not torch.equal(fresh.head.weight[:5], model.head.weight[:5])
         encoder = fresh.network.base_model.embeddings.word_embeddings.weight
         assert torch.equal(encoder, model.network.base_model.embeddings.word_embeddings.weight)
 
