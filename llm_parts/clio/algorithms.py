@@ -8,6 +8,7 @@ Density clustering of embeddings in hundreds of dimensions compares all pairs of
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 MAX_ROWS_WITHOUT_UMAP = 20_000
 # Fewer rows have no neighbourhoods that UMAP could keep.
 MIN_ROWS_OF_UMAP = 5
-_N_INIT_ROWS = 20_000
+_N_INIT_ROWS = 10_000
 # Neighbours within eps that DBSCAN may list in all: 8 bytes each.
 _MAX_NEIGHBORS_WITHIN_EPS = 1 << 27
 _SAMPLED_ROWS = 256
@@ -41,31 +42,51 @@ class Space:
     def __init__(self, vectors: np.ndarray, *, seed: int) -> None:
         self.vectors = _checked(vectors)  # [n, d]
         self.seed = seed
-        self.rows = np.flatnonzero(self.vectors.any(axis=1))  # of those that have a direction
-        directed = self.vectors if len(self.rows) == len(self.vectors) else self.vectors[self.rows]
-        self._directed = directed
-        self.n_distinct = len({row.tobytes() for row in np.ascontiguousarray(directed)})
+        self.rows = np.flatnonzero(self.vectors.any(axis=1))  # [m] of those that have a direction
+        self.directed = self.vectors if len(self.rows) == len(self.vectors) else self.vectors[self.rows]  # [m, d]
+        self.firsts, self.places = distinct_rows(self.directed)
         self._points: dict[tuple[Any, ...], np.ndarray] = {}
         self._trees: dict[tuple[Any, ...], LinkageTree] = {}
+
+    @property
+    def n_distinct(self) -> int:
+        """How many of the rows with a direction differ."""
+        return len(self.firsts)
 
     def points(self, settings: VectorSettings) -> np.ndarray:
         """What is clustered: the embeddings [m, d] of the rows with a direction, or their UMAP [m, c]."""
         options = settings.clustering
         if not self.is_umap(settings):
-            return self._directed
+            return self.directed
         key = (options.umap_n_neighbors, options.umap_n_components, options.umap_min_dist)
         if key not in self._points:
-            from common.density import embed_umap
-
-            self._points[key] = embed_umap(
-                self._directed,
-                n_neighbors=min(options.umap_n_neighbors, len(self.rows) - 1),
+            self._points[key] = self.embed(
+                n_neighbors=options.umap_n_neighbors,
                 n_components=options.umap_n_components,
                 min_dist=options.umap_min_dist,
-                metric="cosine",
-                random_state=self.seed,
             )
         return self._points[key]
+
+    def embed(self, *, n_neighbors: int, n_components: int, min_dist: float) -> np.ndarray:
+        """UMAP of the rows with a direction, [m, n_components] float32; equal rows come to one place.
+
+        UMAP itself would tear them apart: a row with more duplicates than neighbours knows nothing else.
+        """
+        from common.density import embed_umap
+
+        embedded = embed_umap(
+            centered(self.directed[self.firsts]),
+            n_neighbors=min(n_neighbors, self.n_distinct - 1),
+            n_components=n_components,
+            min_dist=min_dist,
+            metric="cosine",
+            random_state=self.seed,
+        )
+        lost = ~np.isfinite(embedded).all(axis=1)
+        if lost.any():
+            log.warning("UMAP gave %d of %d rows no place; they are put into the middle", lost.sum(), len(lost))
+            embedded[lost] = np.median(embedded[~lost], axis=0) if not lost.all() else 0.0
+        return embedded[self.places]
 
     def is_umap(self, settings: VectorSettings) -> bool:
         """Whether there is a UMAP to cluster: it is asked for, and there are rows enough that differ."""
@@ -81,6 +102,31 @@ class Space:
         if key not in self._trees:
             self._trees[key] = single_linkage_tree(self.points(settings), min_samples=options.hdbscan_min_samples)
         return self._trees[key]
+
+
+def distinct_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers [u] of the first of equal rows, and for each row [n] the place of its equal among them."""
+    numbers: dict[bytes, int] = {}
+    places = np.empty(len(vectors), np.int64)
+    firsts: list[int] = []
+    for row, vector in enumerate(vectors):
+        # Of fixed size, so that the table does not hold all vectors once more.
+        digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
+        places[row] = numbers.setdefault(digest, len(numbers))
+        if len(firsts) < len(numbers):
+            firsts.append(row)
+    return np.array(firsts, np.int64), places
+
+
+def centered(vectors: np.ndarray) -> np.ndarray:
+    """Directions [n, d] float32 of unit vectors from their mean, of unit length: what UMAP sees.
+
+    What all facets share says nothing of their topics and makes all cosines alike. Source: Mu, Viswanath, All-but-the-
+    top, ICLR 2018, section 3, of which this is the first step. Rows that equal the mean are zeros.
+    """
+    from common.kmeans import unit_rows
+
+    return unit_rows(vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
 def label_rows(space: Space, *, settings: VectorSettings) -> np.ndarray:
@@ -104,12 +150,8 @@ def count_clusters(settings: VectorSettings, *, n_rows: int) -> int:
 def _kmeans(space: Space, settings: VectorSettings) -> np.ndarray:
     from common.kmeans import assign
 
-    points, n_clusters = space.points(settings), count_clusters(settings, n_rows=len(space.rows))
-    if n_clusters > space.n_distinct:
-        log.warning("clusters: %d are asked for, and %d rows differ, so that many", n_clusters, space.n_distinct)
-        n_clusters = space.n_distinct
-    elif isinstance(settings.n_clusters, int) and settings.n_clusters > n_clusters:
-        log.warning("clusters: %d are asked for among %d rows; %d it is", settings.n_clusters, len(points), n_clusters)
+    points = space.points(settings)
+    n_clusters = min(count_clusters(settings, n_rows=len(points)), space.n_distinct)
     starts = range(settings.clustering.n_init if len(points) <= _N_INIT_ROWS else 1)
     runs = (_lloyd(points, n_clusters, start=start, space=space, settings=settings) for start in starts)
     return assign(points, min(runs, key=lambda run: run.inertia).centroids)[0]
@@ -134,6 +176,8 @@ def _hdbscan(space: Space, settings: VectorSettings) -> np.ndarray:
     _require_umap(space, settings)
     if len(space.rows) < settings.hdbscan_min_cluster_size:
         return np.full(len(space.rows), NOISE)
+    if space.n_distinct == 1:
+        return np.zeros(len(space.rows), np.int64)  # HDBSCAN looks for a split, and calls rows without one noise
     return cut_tree(
         space.tree(settings),
         min_cluster_size=settings.hdbscan_min_cluster_size,

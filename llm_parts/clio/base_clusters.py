@@ -11,6 +11,7 @@ number of clusters; `n_clusters: auto` lets that number grow with rows ** 0.6, f
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,7 @@ def cluster_vectors(
     many rows without UMAP, and for an eps that reaches too far.
     """
     base = cluster_space(Space(vectors, seed=seed), settings=settings, true_labels=true_labels)
-    base.scores["stability"] = measure_stability(vectors, settings=settings, seed=seed)
+    base.scores["stability"] = measure_stability(vectors, settings=settings, seed=seed, labels=base.labels)
     return base
 
 
@@ -70,8 +71,7 @@ def cluster_space(
     """Cluster a space and score it, but for its stability; for callers that try many settings on one space."""
     labels = label_rows(space, settings=settings)
     n_clusters = int(labels.max(initial=NOISE)) + 1
-    if n_clusters == 0 and len(labels):
-        log.warning("clusters: all %d rows are noise; %s", len(labels), _what_to_lower(settings))
+    _log_clusters(labels, n_clusters, space=space, settings=settings)
     scores = measure_clusters(
         space.vectors,
         labels,
@@ -79,26 +79,28 @@ def cluster_space(
         n_neighbors=settings.clustering.coherence_neighbors,
         seed=space.seed,
     )
-    n_noise = int((labels == NOISE).sum())
-    log.info("clusters: %d of %d rows by %s, noise %d", n_clusters, len(labels), settings.algorithm, n_noise)
     return BaseClusters(labels, centroid_directions(space.vectors, labels, n_clusters=n_clusters), scores)
 
 
-def measure_stability(vectors: np.ndarray, *, settings: VectorSettings, seed: int) -> float:
+def measure_stability(
+    vectors: np.ndarray, *, settings: VectorSettings, seed: int, labels: np.ndarray | None = None
+) -> float:
     """Mean adjusted Rand index of clusterings of the same rows by `clustering.stability_runs` seeds; NaN for one.
 
-    Of more than 10,000 rows a sample is clustered. Density clustering of the embeddings themselves draws nothing at
-    random and has stability 1.
+    `labels` [n] are those of `seed`, where they are known. Of more than 10,000 rows a sample is clustered. Density
+    clustering of the embeddings themselves draws nothing at random and has stability 1.
     """
     n_runs = settings.clustering.stability_runs
     if n_runs < 2 or not len(vectors):
-        return float("nan")
+        return math.nan
     if settings.algorithm != "kmeans" and settings.clustering.space == "embeddings":
         return 1.0
     if len(vectors) > STABILITY_ROWS:
         chosen = np.random.default_rng(seed).choice(len(vectors), STABILITY_ROWS, replace=False)
-        vectors = vectors[np.sort(chosen)]
-    return mean_agreement([label_rows(Space(vectors, seed=seed + run), settings=settings) for run in range(n_runs)])
+        vectors, labels = vectors[np.sort(chosen)], None
+    known = [] if labels is None else [labels]
+    others = [label_rows(Space(vectors, seed=seed + run), settings=settings) for run in range(len(known), n_runs)]
+    return mean_agreement([*known, *others])
 
 
 def centroid_directions(vectors: np.ndarray, labels: np.ndarray, *, n_clusters: int) -> np.ndarray:
@@ -166,9 +168,26 @@ def _highest(values: np.ndarray, n: int) -> np.ndarray:
     return candidates[np.argsort(-values[candidates], kind="stable")][:n]
 
 
-def _what_to_lower(settings: VectorSettings) -> str:
+def _log_clusters(labels: np.ndarray, n_clusters: int, *, space: Space, settings: VectorSettings) -> None:
+    """Say what came out, and what is not as it was asked for."""
+    n_rows, n_noise = len(labels), int((labels == NOISE).sum())
+    if not n_rows:
+        return
+    log.info("clusters: %d of %d rows by %s, noise %d", n_clusters, n_rows, settings.algorithm, n_noise)
+    if n_clusters == 0:
+        log.warning("clusters: all %d rows are noise; %s", n_rows, _what_to_change(settings, space))
+    elif settings.algorithm == "kmeans" and isinstance(settings.n_clusters, int) and n_clusters < settings.n_clusters:
+        log.warning(
+            "clusters: clio.n_clusters is %d, but of %d rows %d differ: %d clusters",
+            *(settings.n_clusters, n_rows, space.n_distinct, n_clusters),
+        )
+    if settings.clustering.space == "umap" and not space.is_umap(settings):
+        log.warning("clusters: %d rows that differ are too few for UMAP; the embeddings are used", space.n_distinct)
+
+
+def _what_to_change(settings: VectorSettings, space: Space) -> str:
+    if not len(space.rows):
+        return "none has a vector: nothing was extracted"
     if settings.algorithm == "hdbscan":
         return "lower clio.hdbscan_min_cluster_size or clio.clustering.hdbscan_min_samples"
-    if settings.algorithm == "dbscan":
-        return "raise clio.clustering.dbscan_eps or lower clio.clustering.dbscan_min_samples"
-    return "no row has a vector"
+    return "raise clio.clustering.dbscan_eps or lower clio.clustering.dbscan_min_samples"

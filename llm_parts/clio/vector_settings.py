@@ -73,10 +73,10 @@ class ClusteringSettings(Section):
     """Details of the base clustering."""
 
     space: Space = Field("embeddings", description="cluster the embeddings themselves, or their UMAP")
-    n_init: int = Field(4, ge=1, le=100, description="k-means: starts, of which the best is kept; 1 above 20,000 rows")
+    n_init: int = Field(10, ge=1, le=100, description="k-means: starts, the best is kept; 1 above 10,000 rows")
     max_epochs: int = Field(50, ge=1, description="k-means: passes at most")
     umap_n_neighbors: int = Field(15, ge=2, description="UMAP: neighbours, the row itself counted")
-    umap_n_components: int = Field(10, ge=1, description="UMAP: dimensions that are clustered")
+    umap_n_components: int = Field(5, ge=1, description="UMAP: dimensions that are clustered")
     umap_min_dist: float = Field(0.0, ge=0, le=1, description="UMAP: least distance of points; 0 packs clusters")
     hdbscan_min_samples: int = Field(5, ge=1, description="HDBSCAN: neighbours of a dense row, itself not counted")
     hdbscan_selection: Literal["eom", "leaf"] = Field("eom", description="HDBSCAN: large clusters, or the finest")
