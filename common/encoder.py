@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Pooling = Literal["cls", "mean", "pooler"]
+Pooling = Literal["cls", "mean", "last", "pooler"]
 
 # A text is cut to this many characters a token before it is tokenised: a tokenizer reads all of a book to keep a page.
 _MAX_CHARACTERS_A_TOKEN = 100
@@ -171,6 +171,8 @@ def pool(hidden: torch.Tensor, mask: torch.Tensor | None, pooling: Pooling) -> t
     """
     if pooling == "cls":
         return hidden[:, 0].float()
+    if pooling == "last":  # for causal models, whose last token alone has seen the whole text
+        return (hidden[:, -1] if mask is None else hidden[range(len(hidden)), mask.sum(dim=1) - 1]).float()
     hidden = hidden.float()
     if mask is None:
         return hidden.mean(dim=1)
