@@ -141,7 +141,7 @@ def _agreed(one: str | None, two: str | None) -> str | None:
 # --- What the answers are worth --------------------------------------------------------------------------------------
 
 
-def pair_rows(verdicts: Verdicts, *, first: str, second: str) -> list[dict[str, Any]]:
+def pair_rows(verdicts: Verdicts) -> list[dict[str, Any]]:
     """A table row for each judge: how often the first and the second won, and whether places swayed it."""
     rows = []
     for judge, votes in verdicts.by_judge.items():
@@ -152,10 +152,10 @@ def pair_rows(verdicts: Verdicts, *, first: str, second: str) -> list[dict[str, 
                 "judged": verdicts.kind,
                 "judge": judge,
                 "pairs": len(given),
-                f"{first}_wins": _share(given.count("a"), len(given)),
+                "first_wins": _share(given.count("a"), len(given)),
                 "low": low,
                 "high": high,
-                f"{second}_wins": _share(given.count("b"), len(given)),
+                "second_wins": _share(given.count("b"), len(given)),
                 "ties": _share(given.count("tie"), len(given)),
                 "same_when_swapped": _rounded(verdicts.swapped_equal.get(judge)),
                 "failed": len(votes) - len(given),

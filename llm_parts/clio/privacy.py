@@ -16,7 +16,7 @@ import numpy as np
 from llm_parts.clio.parent_names import Questions
 from llm_parts.clio.prompts import named_cards, tagged
 from llm_parts.clio.schemas import PrivacyAuditAnswer
-from llm_parts.clio.taxonomy import NOISE, ClusterName, Hierarchy, Level, count_sizes
+from llm_parts.clio.taxonomy import NOISE, ClusterName, Hierarchy, count_sizes
 
 log = logging.getLogger(__name__)
 
@@ -93,47 +93,46 @@ def audit_names(names: Sequence[ClusterName], *, questions: Questions, step: str
 
 def withhold_parents(
     hierarchy: Hierarchy, base_names: Sequence[ClusterName], *, threshold: int, questions: Questions
-) -> tuple[Hierarchy, dict[str, int]]:
+) -> tuple[Hierarchy, dict[str, int], list[int]]:
     """Replace names of parents that the auditor scores under `threshold`; what stands below them stays.
 
-    Returns the hierarchy and how many were withheld on each level. A parent that bears the very name and summary of a
-    base cluster has passed the audit already, and is not asked about again.
+    Returns the hierarchy, how many were withheld on each level, and all scores. A parent that bears the very name and
+    summary of a base cluster has passed the audit already, and is not asked about again.
     """
+    if threshold <= 1:
+        return hierarchy, {}, []
     passed = set(base_names)
     n_withheld: dict[str, int] = {}
-    levels: list[Level] = []
+    levels, all_scores = [], []
     for depth, level in enumerate(hierarchy.levels, start=1):
         rows = [row for row, name in enumerate(level.names) if name not in passed]
-        scores = audit_names([level.names[row] for row in rows], questions=questions)
+        scores = audit_names([level.names[row] for row in rows], questions=questions).tolist()
         bad = {row for row, score in zip(rows, scores, strict=True) if score < threshold}
-        names = [
-            ClusterName(f"{WITHHELD} ({row + 1})", "") if row in bad else name for row, name in enumerate(level.names)
-        ]
-        n_withheld[f"{hierarchy.kind}_level_{depth}"] = len(bad)
+        names = [ClusterName(f"{WITHHELD} ({row + 1})", "") if row in bad else n for row, n in enumerate(level.names)]
+        n_withheld[f"names_of_{hierarchy.kind}_level_{depth}"] = len(bad)
         levels.append(replace(level, names=names))
-    return replace(hierarchy, levels=levels), n_withheld
+        all_scores += scores
+    return replace(hierarchy, levels=levels), n_withheld, all_scores
 
 
-def audit_report(
-    *,
-    masked: dict[str, int],
-    kept: Kept,
-    n_audited: int,
-    n_withheld: dict[str, int],
-    scores: Sequence[int],
-    notes: Sequence[str],
-) -> dict[str, Any]:
-    """What was masked, and what was dropped where."""
+def begin_audit(*, masked: dict[str, int], kept: Kept) -> dict[str, Any]:
+    """What was masked before any prompt, and what fell below the minimums."""
     return {
         "masked": dict(masked),
         "dropped": {
             "clusters_too_small": kept.n_small,
             "clusters_with_too_few_users": kept.n_few_users,
             "conversations_in_them": kept.n_conversations,
-            **n_withheld,
         },
-        "audited": n_audited,
-        "scores": {str(score): list(scores).count(score) for score in range(1, 6)},
-        "not_audited": list(scores).count(0),
-        "notes": list(notes),
+        "audited": 0,
+        "scores": dict.fromkeys(["1", "2", "3", "4", "5", "no_answer"], 0),
     }
+
+
+def add_audit(audit: dict[str, Any], n_dropped: dict[str, int], scores: Sequence[int]) -> dict[str, Any]:
+    """The same with what one more audit scored and dropped."""
+    counts = dict(audit["scores"])
+    for score in scores:
+        counts[str(score) if score else "no_answer"] += 1
+    dropped = {**audit["dropped"], **n_dropped}
+    return {**audit, "dropped": dropped, "audited": audit["audited"] + len(scores), "scores": counts}

@@ -26,7 +26,7 @@ class Facet(Section):
     maximum: float = Field(5, description="type number: greatest answer")
     max_chars: int = Field(300, ge=10, le=2000, description="longest answer; a longer one is cut at a word's end")
     prefix: str = Field("", description="how an answer begins, such as: The user asked to")
-    weight: float = Field(0.0, ge=0, description="share in the vector beside the first facet's 1; 0: a column only")
+    weight: float = Field(0.0, ge=0, description="weight in the vectors beside the first facet's 1; 0: a column only")
 
     @model_validator(mode="after")
     def _fits_its_type(self) -> Facet:
@@ -43,7 +43,6 @@ DEFAULT_FACETS = (
     Facet(
         name="request",
         question="What does the user want overall? Say what they ask for and why, in one or two sentences.",
-        weight=1.0,
     ),
     Facet(name="task", question="What is the assistant asked to do? One sentence that begins with a verb."),
     Facet(name="language", question="Which language does the user mainly write in? Its English name.", max_chars=40),

@@ -1,0 +1,413 @@
+"""Clio from dialogues to a taxonomy: read, ask facets, embed, cluster, name, build two hierarchies, judge, report.
+
+Every question goes through one cache and every array into `steps/`, so a run that was killed anywhere and started again
+takes the same way, asks nothing twice and leaves the same files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from common.commit import Identity, write_json
+from common.config import UserError, settings_to_dict
+from common.progress import Progress, Stopwatch
+from llm_parts.client import BaseLLMProvider, BudgetExhausted
+from llm_parts.clio.base_names import BaseNamer, BaseNames, audit_base
+from llm_parts.clio.comparison import COMPARISON_TITLE, compare_hierarchies
+from llm_parts.clio.conversations import ConversationTable, load_conversations
+from llm_parts.clio.facets import FacetTable, extract_facets
+from llm_parts.clio.hierarchy_linkage import build_linkage_hierarchy
+from llm_parts.clio.hierarchy_llm import build_llm_hierarchy
+from llm_parts.clio.inspection import Inspection, Tables
+from llm_parts.clio.judges import Judge
+from llm_parts.clio.masking import Masker
+from llm_parts.clio.models import Models
+from llm_parts.clio.plan import Plan
+from llm_parts.clio.privacy import Kept, add_audit, begin_audit, keep_large, withhold_parents
+from llm_parts.clio.run_folder import STAGE, RunFolder
+from llm_parts.clio.run_tables import (
+    by_language_rows,
+    calls_rows,
+    conversation_rows,
+    facet_rows,
+    score_table,
+    without_empty,
+)
+from llm_parts.clio.settings import ClioSettings
+from llm_parts.clio.taxonomy import ClioReport, Hierarchy, base_paths, count_sizes
+from llm_parts.settings import LlmSettings
+
+log = logging.getLogger(__name__)
+
+# Keys of `llm` that change answers, and keys of `clio` that change no result.
+_ANSWER_KEYS = ("provider", "model", "temperature", "top_p", "seed", "max_answer_tokens", "think")
+_AUDIT_NAME = "audit.json"
+_OTHER_KEYS = frozenset(("input", "output_dir", "log_prompts", "max_failure_rate"))
+
+
+def run_clio(
+    settings: ClioSettings,
+    llm: LlmSettings,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    provider: BaseLLMProvider | None = None,
+) -> dict[str, Any]:
+    """Make the taxonomy of `clio.input` in `clio.output_dir`; returns what was found, what it took and where it lies.
+
+    `provider` is an object of one's own in the place of the one that section `llm` names. Raises UserError for wrong
+    input, another configuration's output, what the provider refuses, where a budget ends, and where more dialogues are
+    quarantined than `max_failure_rate` allows.
+    """
+    watch = Stopwatch()
+    with RunFolder(settings.output_dir, identity_of(settings, llm), overwrite=overwrite) as folder:
+        finished = folder.result
+        if finished is not None:
+            log.info("%s is finished already, nothing to do", folder.folder)
+            return {**finished, "calls": 0}
+        table = load_conversations(settings)
+        with Models(settings, llm, folder=folder, provider=provider) as models:
+            run = ClioRun(table, settings=settings, models=models, folder=folder, progress=progress)
+            log.info("estimated calls: %s", run.plan["calls"])
+            try:
+                models.main.preflight()
+                report, facets = run.study()
+            finally:
+                run.write_calls()
+            failures = run.failure_rate(facets)
+            result = run.write(report, facets, is_done=failures <= settings.max_failure_rate)
+    log.info("%s dialogues in %.1f s", f"{len(table):,}", watch.seconds)
+    if failures > settings.max_failure_rate:
+        raise UserError(
+            f"{facets.n_quarantined} of {len(table)} dialogues ({failures:.1%}) are quarantined, more than "
+            f"clio.max_failure_rate={settings.max_failure_rate:g}; {folder.folder / 'facets.parquet'} says why; mend "
+            "it, set llm.retry_quarantined=true and run again"
+        )
+    return result
+
+
+def identity_of(settings: ClioSettings, llm: LlmSettings) -> Identity:
+    """What the result depends on."""
+    from common.tables import fingerprint_input
+
+    values = settings_to_dict(settings)
+    keys = {f"clio.{name}": value for name, value in values.items() if name not in _OTHER_KEYS}
+    answers = settings_to_dict(llm)
+    keys |= {f"llm.{name}": answers[name] for name in _ANSWER_KEYS}
+    return Identity(STAGE, keys, {settings.input_path: fingerprint_input(settings.input_path)})
+
+
+def check_clio(settings: ClioSettings, llm: LlmSettings) -> dict[str, Any]:
+    """Validate the input and estimate calls, tokens and cost per step; nothing is asked and nothing is written."""
+    table = load_conversations(settings)
+    return {
+        **table.counts(),
+        "provider": llm.provider,
+        "model": llm.model_name,
+        **Plan(table, settings=settings, llm=llm).to_dict(),
+        "output_dir": settings.output_dir,
+    }
+
+
+class ClioRun:
+    """One run over one table of conversations."""
+
+    def __init__(
+        self,
+        table: ConversationTable,
+        *,
+        settings: ClioSettings,
+        models: Models,
+        folder: RunFolder,
+        progress: bool,
+    ) -> None:
+        self.table = table
+        self.settings = settings
+        self.models = models
+        self.folder = folder
+        self.plan = Plan(table, settings=settings, llm=models.llm).to_dict()
+        self._progress = progress
+        self._masker = Masker(enabled=settings.mask, names=settings.mask_names)
+        self._main = settings.facets[0].name
+        self._labels = table.labels()
+        self._tables: Tables = []
+        self._warnings: list[str] = []
+
+    def study(self) -> tuple[ClioReport, FacetTable]:
+        """All steps in their order."""
+        facets = self.extract()
+        vectors = self.embed(facets)
+        labels, centroids = self.cluster(vectors)
+        kept = self.keep_large(labels, centroids)
+        base, audit = self.name(facets, vectors, kept, centroids)
+        hierarchies, audit = self.build_hierarchies(base, audit)
+        inspection = self.inspect(facets, vectors, base, hierarchies)
+        self.compare(base, hierarchies, inspection)
+        map_xy = self.place(vectors)
+        return self.report(facets, base, hierarchies, map_xy, audit), facets
+
+    # --- Steps -------------------------------------------------------------------------------------------------------
+
+    def extract(self) -> FacetTable:
+        """Ask the facets of every dialogue."""
+        asked = sum(not conversation.is_empty for conversation in self.table.conversations)
+        with Progress(asked, label="facets", unit="dialogues", enabled=self._progress) as bar:
+            try:
+                facets = extract_facets(
+                    self.table.conversations,
+                    client=self.models.main,
+                    settings=self.settings,
+                    on_done=lambda: bar.update(1),
+                )
+            except BudgetExhausted as exhausted:
+                raise UserError(f"{exhausted}. No step after the facets has begun") from None
+        self._tables += [("Dialogues", conversation_rows(self.table, facets)), ("Facets", facet_rows(facets))]
+        return facets
+
+    def embed(self, facets: FacetTable) -> np.ndarray:
+        """Unit vectors [n, d] of the facets; zero for a dialogue that has none."""
+        columns = self.embedded_columns(facets)
+        weights = {facet.name: facet.weight for facet in self.settings.facets} | {self._main: 1.0}
+
+        def compute() -> dict[str, np.ndarray]:
+            return {"vectors": self._embed(columns, weights=weights, progress=self._progress)}
+
+        return self.folder.arrays("vectors", compute, made_from=[columns])["vectors"]
+
+    def embedded_columns(self, facets: FacetTable) -> dict[str, list[str]]:
+        """The facets that go into the vectors, as texts: the first one, and those with a weight."""
+        names = [facet.name for row, facet in enumerate(self.settings.facets) if row == 0 or facet.weight > 0]
+        return {name: [_as_text(value) for value in facets.columns[name]] for name in names}
+
+    def cluster(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Labels [n] and centroids [k, d] of the base clusters."""
+        from llm_parts.clio.base_clusters import cluster_vectors
+        from llm_parts.clio.measures import as_row
+
+        def compute() -> dict[str, np.ndarray]:
+            base = cluster_vectors(
+                vectors, settings=self.settings, seed=self.settings.random_state, true_labels=self.true_labels()
+            )
+            names = sorted(base.scores)
+            scores = {f"score {name}": np.array([base.scores[name]], np.float64) for name in names}
+            return {"labels": base.labels, "centroids": base.centroids, **scores}
+
+        found = self.folder.arrays("clusters", compute, made_from=[vectors, self._labels])
+        scores = {name.removeprefix("score "): float(value[0]) for name, value in found.items() if " " in name}
+        row = as_row(scores)
+        log.info("base clusters: %s", row)
+        self._tables.append(("Base clusters", score_table(row)))
+        return found["labels"], found["centroids"]
+
+    def keep_large(self, labels: np.ndarray, centroids: np.ndarray) -> Kept:
+        """The clusters that hold conversations and users enough to be shown."""
+        users = [one.user_id for one in self.table.conversations] if self.table.has_users else None
+        if users is None and self.settings.min_unique_users > 1:
+            self._warnings.append("the input has no column user_id, so clio.min_unique_users could not be applied")
+        kept = keep_large(
+            labels,
+            users,
+            n_clusters=len(centroids),
+            min_size=self.settings.min_cluster_size,
+            min_users=self.settings.min_unique_users,
+        )
+        log.info(
+            "privacy: %d clusters kept, %d too small, %d with too few users",
+            len(kept.clusters),
+            kept.n_small,
+            kept.n_few_users,
+        )
+        if len(centroids) and not len(kept.clusters):
+            self._warnings.append(
+                f"all {len(centroids)} base clusters are below clio.min_cluster_size or clio.min_unique_users: "
+                "there is nothing to show; lower clio.n_clusters, or give more dialogues"
+            )
+        return kept
+
+    def name(
+        self, facets: FacetTable, vectors: np.ndarray, kept: Kept, centroids: np.ndarray
+    ) -> tuple[BaseNames, dict[str, Any]]:
+        """Name the clusters, compare ways of naming, and drop what the auditor objects to."""
+        texts = self.main_texts(facets)
+        questions = self.models.questions()
+        namer = BaseNamer(
+            texts, questions=questions, client=self.models.main, settings=self.settings, masker=self._masker
+        )
+        base = namer.name(vectors, kept.labels, centroids[kept.clusters])
+        self._tables.append(("Names of base clusters", namer.compare_rows(base, vectors)))
+        base, n_dropped, scores = audit_base(base, threshold=self.settings.audit_threshold, questions=questions)
+        self._warnings += questions.warnings
+        audit = begin_audit(masked=self.table.masked, kept=kept)
+        return base, add_audit(audit, n_dropped, scores)
+
+    def build_hierarchies(self, base: BaseNames, audit: dict[str, Any]) -> tuple[list[Hierarchy], dict[str, Any]]:
+        """Both hierarchies over the same base clusters, cut to the same sizes and audited."""
+        if base.n_clusters == 0:
+            return [Hierarchy(kind, [], 0, 0.0) for kind in ("llm", "linkage")], audit
+        sizes = count_sizes(base.labels, n_clusters=base.n_clusters)
+        client, settings = self.models.main, self.settings
+        by_llm = build_llm_hierarchy(base.names, sizes, client=client, settings=settings, embed=self.embed_texts)
+        by_linkage = build_linkage_hierarchy(
+            base.names,
+            base.centroids,
+            sizes,
+            client=client,
+            settings=settings,
+            level_sizes=[len(level.names) for level in by_llm.levels],
+        )
+        hierarchies = []
+        questions = self.models.questions()
+        for hierarchy in (by_llm, by_linkage):
+            self._warnings += hierarchy.warnings
+            audited, n_withheld, scores = withhold_parents(
+                hierarchy, base.names, threshold=settings.audit_threshold, questions=questions
+            )
+            hierarchies.append(audited)
+            audit = add_audit(audit, n_withheld, scores)
+        return hierarchies, audit
+
+    def inspect(
+        self, facets: FacetTable, vectors: np.ndarray, base: BaseNames, hierarchies: Sequence[Hierarchy]
+    ) -> Inspection:
+        """Let the judges see samples of everything."""
+        settings = self.settings
+        choices = settings.judges if settings.judge_sample else ()
+        judges = [Judge(choice.label(self.models.llm), self.models.judge_questions(choice)) for choice in choices]
+        inspection = Inspection(judges, settings.judge_sample, settings.random_state)
+        conversations = self.table.conversations
+        n_labels = len(set(self._labels) - {""}) if self._labels else None
+        inspection.inspect_facets(conversations, facets)
+        inspection.inspect_names(base)
+        inspection.inspect_placements(conversations, base, vectors, n_labels=n_labels)
+        inspection.compare_hierarchies(hierarchies[0], hierarchies[1], base)
+        inspection.compare_naming(base)
+        self._tables += inspection.tables()
+        self._warnings += inspection.warnings
+        for judge in judges:
+            self._warnings += [f"{judge.name}: {text}" for text in judge.questions.warnings]
+        return inspection
+
+    def compare(self, base: BaseNames, hierarchies: Sequence[Hierarchy], inspection: Inspection) -> None:
+        """The hierarchies side by side, and how well each language fares."""
+        rows = compare_hierarchies(
+            hierarchies,
+            base_labels=base.labels,
+            true_labels=self.true_labels(),
+            distances=1.0 - base.centroids @ base.centroids.T,
+            votes=inspection.votes,
+        )
+        top = base_paths(hierarchies[0], n_base=base.n_clusters)[0]
+        by_language = by_language_rows(self.table, base.labels, top, self.true_labels())
+        self._tables += [(COMPARISON_TITLE, rows), ("Languages", by_language)]
+
+    def place(self, vectors: np.ndarray) -> np.ndarray:
+        """Places on the map [n, 2]."""
+        from llm_parts.clio.map2d import place_on_map
+
+        return self.folder.arrays(
+            "map", lambda: {"xy": place_on_map(vectors, seed=self.settings.random_state)}, made_from=[vectors]
+        )["xy"]
+
+    # --- The result --------------------------------------------------------------------------------------------------
+
+    def report(
+        self,
+        facets: FacetTable,
+        base: BaseNames,
+        hierarchies: list[Hierarchy],
+        map_xy: np.ndarray,
+        audit: dict[str, Any],
+    ) -> ClioReport:
+        """Everything that is shown."""
+        texts = self.main_texts(facets)
+        conversations = self.table.conversations
+        if self.settings.show_conversations:
+            hover = [f"{text}\n\n{one.to_text()}" for text, one in zip(texts, conversations, strict=True)]
+        else:
+            hover = texts
+        warnings = list(dict.fromkeys(self._warnings))
+        for warning in warnings:
+            log.warning("%s", warning)
+        tables = [*self._tables, ("Questions asked", calls_rows(self.plan, self.models.ledger()))]
+        if warnings:
+            tables.insert(0, ("Warnings", [{"warning": warning} for warning in warnings]))
+        return ClioReport(
+            conversation_ids=[one.conversation_id for one in conversations],
+            base_labels=base.labels,
+            base_names=base.names,
+            hierarchies=hierarchies,
+            map_xy=map_xy,
+            hover=hover,
+            facets={**facets.columns, "error": facets.errors},
+            tables=without_empty(tables),
+            audit=audit,
+        )
+
+    def write(self, report: ClioReport, facets: FacetTable, *, is_done: bool) -> dict[str, Any]:
+        """Write all files and mark the run as done; one with too many failures stays open, to be run again."""
+        from llm_parts.clio import outputs
+
+        write_json(self.folder.folder / _AUDIT_NAME, report.audit)
+        outputs.write_clio_outputs(report, self.folder.folder)
+        names = [_AUDIT_NAME, outputs.TAXONOMY_NAME, outputs.CLUSTERS_NAME, outputs.FACETS_NAME, outputs.ATLAS_NAME]
+        names += [outputs.COMPARISON_NAME, outputs.MAP_NAME, outputs.REPORT_NAME]
+        sizes = count_sizes(report.base_labels, n_clusters=len(report.base_names))
+        result = {
+            "conversations": len(self.table),
+            "in_clusters": int(sizes.sum()),
+            "base_clusters": len(report.base_names),
+            "top_clusters": {one.kind: len(one.levels[0].names) if one.levels else 0 for one in report.hierarchies},
+            "quarantined": facets.n_quarantined,
+            "taxonomy": str(self.folder.folder / outputs.TAXONOMY_NAME),
+            "report": str(self.folder.folder / outputs.REPORT_NAME),
+        }
+        if is_done:
+            self.folder.commit(result, files=names, config=settings_to_dict(self.settings))
+        return {**result, **self.write_calls()}
+
+    def write_calls(self) -> dict[str, Any]:
+        """Write down what was estimated and what this run asked and paid; returns the totals."""
+        steps = self.models.ledger()
+        costs = [counts["cost"] for counts in steps.values()]
+        totals = {
+            "calls": sum(counts["calls"] for counts in steps.values()),
+            "from_cache": sum(counts["cached"] for counts in steps.values()),
+            "cost": None if None in costs else sum(costs),
+        }
+        write_json(self.folder.calls_path, {"estimated": self.plan, "this_run": {**totals, "steps": steps}})
+        log.info("calls: %s", {step: counts["calls"] for step, counts in steps.items()})
+        return totals
+
+    def failure_rate(self, facets: FacetTable) -> float:
+        """The share of dialogues that are quarantined."""
+        return facets.n_quarantined / max(1, len(self.table))
+
+    # --- Texts and labels --------------------------------------------------------------------------------------------
+
+    def main_texts(self, facets: FacetTable) -> list[str]:
+        """The first facet of every dialogue; empty where there is none."""
+        return [_as_text(value) for value in facets.columns[self._main]]
+
+    def true_labels(self) -> list[str | None] | None:
+        """The labels of the input, None where a row has none; None where there are none at all."""
+        return [label or None for label in self._labels] if self._labels else None
+
+    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
+        """Unit vectors [n, d] of other texts, such as names, by the embedder of the run."""
+        return self._embed({self._main: list(texts)})
+
+    def _embed(self, columns: dict[str, list[str]], **options: Any) -> np.ndarray:
+        from llm_parts.clio.embedding import embed_facets
+
+        local_model = self.models.llm.model if self.models.llm.provider == "transformers" else None
+        return embed_facets(columns, settings=self.settings, llm_model=local_model, **options)
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,142 @@
+"""What a run will ask before anything is asked: calls, tokens and cost of each step.
+
+Facets follow from the input: equal dialogues are asked about once. The steps after them follow from the number of base
+clusters, which is known for k-means but for those that fall below the minimums, and is guessed for density clustering.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from typing import Any
+
+from common.config import canonical_json
+from llm_parts.client import LlmClient, StepEstimate
+from llm_parts.clio.algorithms import count_clusters
+from llm_parts.clio.conversations import ConversationTable
+from llm_parts.clio.facets import FacetRequests
+from llm_parts.clio.judges import PAIR_INSTRUCTIONS
+from llm_parts.clio.levels import count_hierarchy_calls, plan_levels
+from llm_parts.clio.settings import ClioSettings
+from llm_parts.framing import count_tokens
+from llm_parts.settings import LlmSettings
+
+_SPREAD_OF_SIZES = 3.0  # sizes of k-means clusters are about gamma-distributed with this shape
+_TOKENS_OF_A_FACET = 30
+_TOKENS_OF_A_NAME = 50  # with its summary
+_FIXED = 350  # instructions and rules of a prompt
+_TOKENS_OUT = {"facets": 90, "cluster_name": 100, "hierarchy_rename": 100, "linkage_rename": 100}
+_SHORT_ANSWER = 40
+
+
+class Plan:
+    """The estimate of one run."""
+
+    def __init__(self, table: ConversationTable, *, settings: ClioSettings, llm: LlmSettings) -> None:
+        self._settings = settings
+        self._llm = llm
+        self._asked = [conversation for conversation in table.conversations if not conversation.is_empty]
+        self._requests = FacetRequests(self._asked, settings=settings)
+        self._n_base = self._guess_base()
+
+    def to_dict(self) -> dict[str, Any]:
+        """`calls` per step, their tokens and cost, and the totals; cost is None where the price is not known."""
+        with LlmClient(self._llm) as client:
+            steps = [self._estimate(client, step, n) for step, n in self.calls().items() if n]
+        costs = [step.cost for step in steps]
+        return {
+            "guessed_base_clusters": self._n_base,
+            "calls": {step.step: step.n_calls for step in steps},
+            "total_calls": sum(step.n_calls for step in steps),
+            "tokens_in": sum(step.tokens_in for step in steps),
+            "tokens_out": sum(step.tokens_out for step in steps),
+            "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
+            "steps": [asdict(step) for step in steps],
+        }
+
+    def calls(self) -> dict[str, int]:
+        """Calls by step."""
+        settings, n_base = self._settings, self._n_base
+        levels = count_hierarchy_calls(n_base, n_levels=settings.levels, n_top=settings.n_top) if n_base else {}
+        others = [method for method in dict.fromkeys(settings.compare_naming) if method != settings.naming]
+        n_checked = settings.n_truth_checks * n_base if n_base > 1 else 0
+        n_audited = n_base + levels.get("hierarchy_rename", 0) + levels.get("linkage_rename", 0)
+        return {
+            "facets": self._n_distinct,
+            "cluster_name": n_base,
+            **{f"cluster_name_{method}": n_base for method in others},
+            "name_check": n_checked * (1 + len(others)),
+            **levels,
+            "privacy_audit": n_audited if settings.audit_threshold > 1 else 0,
+            **self._judge_calls(len(others)),
+        }
+
+    def _judge_calls(self, n_other_methods: int) -> dict[str, int]:
+        """Every judge scores a sample of facets once and compares pairs twice; other extractors are scored too."""
+        settings, n_judges = self._settings, len(self._settings.judges)
+        n_rows = min(settings.judge_sample, len(self._asked))
+        n_names = min(settings.judge_sample, self._n_base) if self._n_base > 1 else 0
+        has_levels = bool(plan_levels(self._n_base, n_levels=settings.levels, n_top=settings.n_top))
+        return {
+            "judge_facets": n_rows * n_judges,
+            "judge_names": 2 * n_names * n_judges,
+            "judge_placements": 2 * n_rows * n_judges if n_names else 0,
+            "judge_hierarchies": 2 * n_names * n_judges if has_levels else 0,
+            "judge_naming": 2 * n_names * n_judges * n_other_methods,
+        }
+
+    def _guess_base(self) -> int:
+        """Base clusters that are large enough to be shown."""
+        keys = {_key(self._requests[row].messages) for row in range(len(self._asked))}
+        self._n_distinct = len(keys)
+        n_rows = len(self._asked)
+        if not n_rows:
+            return 0
+        n_clusters = min(count_clusters(self._settings, n_rows=n_rows), self._n_distinct)
+        return round(n_clusters * share_of_large(n_rows / n_clusters, self._settings.min_cluster_size))
+
+    def _estimate(self, client: LlmClient, step: str, n_calls: int) -> StepEstimate:
+        tokens_out = _TOKENS_OUT.get(step, _SHORT_ANSWER)
+        return client.estimate(
+            step, n_calls=n_calls, tokens_in=n_calls * self._tokens_in(step), tokens_out=n_calls * tokens_out
+        )
+
+    def _tokens_in(self, step: str) -> int:
+        """Tokens of one prompt of a step: of facets as they are, on a sample; of the others by what they show."""
+        settings = self._settings
+        if step == "facets":
+            return self._mean_tokens()
+        if step in ("judge_facets", "judge_placements"):
+            return self._mean_tokens() + count_tokens([{"role": "user", "content": PAIR_INSTRUCTIONS}])
+        shown = {
+            "cluster_name": (settings.n_members + settings.n_outsiders) * _TOKENS_OF_A_FACET,
+            "judge_names": 10 * _TOKENS_OF_A_FACET,
+            "hierarchy_propose": 50 * _TOKENS_OF_A_NAME,
+            "hierarchy_dedupe": self._n_base * 12,
+            "hierarchy_assign": max(settings.n_top, 10) * 12,
+            "hierarchy_rename": 20 * _TOKENS_OF_A_NAME,
+            "linkage_rename": 20 * _TOKENS_OF_A_NAME,
+        }
+        return _FIXED + shown.get(step, 2 * _TOKENS_OF_A_NAME)
+
+    def _mean_tokens(self) -> int:
+        rows = range(0, len(self._asked), max(1, len(self._asked) // 100))
+        totals = [count_tokens(self._requests[row].messages) for row in rows]
+        return round(sum(totals) / len(totals)) if totals else 0
+
+
+def share_of_large(mean_size: float, least: int) -> float:
+    """The share of clusters with at least `least` members where the mean is `mean_size` and sizes spread as usual.
+
+    Sizes are taken as negative-binomial, a Poisson draw around a gamma-distributed mean.
+    """
+    from scipy.stats import nbinom
+
+    if least <= 1 or mean_size <= 0:
+        return 1.0
+    chance = _SPREAD_OF_SIZES / (_SPREAD_OF_SIZES + mean_size)
+    return float(nbinom.sf(least - 1, _SPREAD_OF_SIZES, chance))
+
+
+def _key(messages: Any) -> bytes:
+    return hashlib.sha256(canonical_json(messages).encode("utf-8", "replace")).digest()
