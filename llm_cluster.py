@@ -1,9 +1,14 @@
-"""Cluster customer requests with an LLM: batch by batch, into named clusters, with a registry that lives on.
+"""Cluster texts with an LLM: requests into a registry of named clusters, or dialogues into a taxonomy (mode `clio`).
 
 Reads a table of requests (CSV, JSON lines or parquet, also zipped) and the registry of earlier batches. Writes, under
 `llm_cluster.output_dir`: results (parquet, CSV), a quality report (JSON, HTML), prompts and answers, clusters.json.
 
     python llm_cluster.py --config clustering.example.yaml --input requests.csv --text-column message --batch-id monday
+
+Mode `clio` reads dialogues ({messages: [{role, content}]}) and writes, under `clio.output_dir`: taxonomy.json,
+clusters.parquet, facets.parquet, hierarchy_comparison.csv, map.png, report.html, audit.json; see docs/clio.md.
+
+    python llm_cluster.py --config clustering.example.yaml --input dialogues.jsonl llm_cluster.mode=clio
 
 As a library: from llm_cluster import ClusteringPipeline, Settings; see docs/llm_cluster.md.
 """
@@ -17,7 +22,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +32,7 @@ from common.commit import Identity, OutputLock
 from common.config import ConfigError, StageSettings, UserError, settings_to_dict
 from llm_parts.batch_output import BatchOutput
 from llm_parts.client import BudgetExhausted, LlmClient, get_llm_provider
+from llm_parts.clio.settings import ClioSettings
 from llm_parts.clusterer import Clusterer
 from llm_parts.judge import Judge
 from llm_parts.options import ClusterOptions
@@ -69,9 +74,9 @@ ANSWER_KEYS = ("provider", "model", "temperature", "top_p", "seed", "max_answer_
 
 
 class LlmClusterSettings(ClusterOptions, StageSettings):
-    """Section `llm_cluster`, with the section `llm` beside it."""
+    """Section `llm_cluster`, with the sections `llm` and `clio` beside it."""
 
-    shared_sections: ClassVar[tuple[str, ...]] = ("engine", "llm")
+    shared_sections: ClassVar[tuple[str, ...]] = ("engine", "llm", "clio")
 
     mode: Literal["requests", "clio"] = Field(
         "requests", description="requests: clusters with a registry; clio: taxonomy"
@@ -91,6 +96,7 @@ class LlmClusterSettings(ClusterOptions, StageSettings):
     max_failure_rate: float = Field(0.05, ge=0, le=1, description="share of quarantined requests above which exit is 1")
     log_prompts: bool = Field(True, description="write every prompt and answer to prompts/")
     llm: LlmSettings = LlmSettings()
+    clio: ClioSettings = ClioSettings()
 
     @field_validator("batch_id")
     @classmethod
@@ -113,7 +119,10 @@ def run(settings: LlmClusterSettings, *, overwrite: bool = False) -> dict[str, A
     Raises UserError for wrong input, for what the provider refuses, where a budget ends, and where more requests are
     quarantined than `max_failure_rate` allows.
     """
-    _require_requests_mode(settings)
+    if settings.mode == "clio":
+        from llm_parts.clio.pipeline import run_clio
+
+        return run_clio(settings.clio, settings.llm, overwrite=overwrite, progress=settings.progress)
     watch = cli.Stopwatch()
     output = BatchOutput(settings.output_dir, batch_id=settings.batch_id, registry_path=settings.registry_path)
     identity = identity_of(settings)
@@ -150,7 +159,10 @@ def check(settings: LlmClusterSettings) -> dict[str, Any]:
     """Validate the input and estimate calls, tokens and cost per step; nothing is asked and nothing is written."""
     from llm_parts.plan import Plan
 
-    _require_requests_mode(settings)
+    if settings.mode == "clio":
+        from llm_parts.clio.pipeline import check_clio
+
+        return check_clio(settings.clio, settings.llm)
     output = BatchOutput(settings.output_dir, batch_id=settings.batch_id, registry_path=settings.registry_path)
     table = read_input(settings)
     registry = output.registry_file.load()
@@ -283,30 +295,34 @@ def _summary(settings: LlmClusterSettings, output: BatchOutput, report: dict[str
     }
 
 
-def _require_requests_mode(settings: LlmClusterSettings) -> None:
-    if settings.mode != "requests":
-        raise UserError(f"llm_cluster.mode={settings.mode} is not available here; set llm_cluster.mode=requests")
-
-
 # --- the command line ------------------------------------------------------------------------------------------------
 
-_SHORTHANDS = {"--input": "input", "--text-column": "text_column", "--batch-id": "batch_id", "--limit": "limit"}
+_SHORTHANDS = {
+    "--input": ("llm_cluster.input", "clio.input"),
+    "--text-column": ("llm_cluster.text_column", "clio.text_column"),
+    "--batch-id": ("llm_cluster.batch_id",),
+    "--limit": ("llm_cluster.limit", "clio.limit"),
+}
 
 
-def _as_override(key: str, value: str) -> str:
-    return f"llm_cluster.{key}={json.dumps(value)}"
+class _Shorthand(argparse.Action):
+    """A flag that sets keys of several sections, whichever the mode reads."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest, None) or []
+        keys = _SHORTHANDS[self.option_strings[0]]
+        setattr(namespace, self.dest, [*before, *(f"{key}={json.dumps(values)}" for key in keys)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the shorthands for keys of `llm_cluster`, and --dry-run for --check."""
-    for flag, key in _SHORTHANDS.items():
+    """Add the shorthands for keys of `llm_cluster` and `clio`, and --dry-run for --check."""
+    for flag, keys in _SHORTHANDS.items():
         parser.add_argument(
             flag,
             dest="overrides",
-            action="append",
+            action=_Shorthand,
             metavar="VALUE",
-            type=partial(_as_override, key),
-            help=f"the same as llm_cluster.{key}=VALUE",
+            help=f"the same as {' and '.join(f'{key}=VALUE' for key in keys)}",
         )
     parser.add_argument(
         "--dry-run", dest="check", action="store_true", help="print calls, tokens and cost; the same as --check"
