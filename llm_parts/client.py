@@ -146,6 +146,10 @@ class LlmClient:
 
     # --- Asking ------------------------------------------------------------------------------------------------------
 
+    def open(self) -> None:
+        """Make the provider and open cache and log; asks nothing. Raises UserError for a key that is not set."""
+        self._opened()
+
     def preflight(self) -> None:
         """Ask the model once what it accepts (remembered in the cache); raises UserError for no server or a bad key."""
         self._sender.preflight()
@@ -200,8 +204,10 @@ class LlmClient:
         At most `llm.concurrency` calls are in flight. Where the budget ends, those in flight are finished and kept in
         the cache, then BudgetExhausted is raised.
         """
-        # Twice the threads that may be in flight: while some prepare or wait to retry, others keep the server busy.
-        made: Crew[LlmRequest[Any], Answer[Any]] = Crew(self.answer, n_threads=2 * self.settings.concurrency)
+        # A few more threads than calls in flight: while some prepare or wait to retry, others keep the server busy.
+        # Not many more: what they have taken already is sent before what turns out to be more urgent.
+        n_threads = self.settings.concurrency + 1 + self.settings.concurrency // 4
+        made: Crew[LlmRequest[Any], Answer[Any]] = Crew(self.answer, n_threads=n_threads)
         with made as crew:
             try:
                 yield crew

@@ -8,6 +8,7 @@ no answer can undo another.
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from llm_parts.client import LlmClient
 from llm_parts.crew import FIRST, Crew, Running, Talk
 from llm_parts.judge import Judge, Verdict
 from llm_parts.judging import MAX_CLUSTERS_IN_PROMPT, Case, JudgePanel
-from llm_parts.merge import Merger
+from llm_parts.merge import MergeDecision, Merger
 from llm_parts.options import ClusterOptions
 from llm_parts.prompts import PromptContext
 from llm_parts.proposer import Proposal, Proposals, Proposer
@@ -32,6 +33,9 @@ from llm_parts.twins import merge_twins
 # The timetable. More of either keeps more calls in flight and lets a batch see less of the ones just before it.
 PROPOSED_AHEAD = 3  # batches for which proposals are asked while those before them are still compared and judged
 JUDGED_AT_ONCE = 3  # batches whose requests are judged at the same time
+# Proposals are asked ahead only while there were this many requests to a new cluster in the batch before: where most
+# clusters are new, the next batches would propose the same ones once more.
+SETTLED_FROM = 10
 
 MAX_REVIEWS = 5  # rounds over the requests that are left; each must place some, or it is the last
 SAMPLES_OF_PROPOSAL = 3
@@ -45,7 +49,8 @@ class _Batch:
     requests: list[Request]
     n_rows: int  # of the input; 0 for a review of requests that were left
     proposing: Running[Proposals] | None = None
-    hit_limit: bool = False
+    hit_limit: bool = False  # as many clusters were proposed as may be
+    merging: list[tuple[ClusterRecord, Running[MergeDecision]]] = field(default_factory=list)
     new: list[str] = field(default_factory=list)  # clusters that were made for it
     in_question: frozenset[str] = frozenset()  # clusters that its requests are judged against
     judging: list[tuple[list[int], Running[list[Verdict]]]] = field(default_factory=list)  # rows, their verdicts
@@ -99,7 +104,8 @@ class Clusterer:
         self._fresh: list[str] = []  # ids of the clusters made by this run, in the order of their making
         self._waiting: list[Request] = []  # the rare-case buffer
         self._n_new_waiting = 0  # since it was last reviewed
-        self._is_review_due = False
+        self._has_more_to_say = False  # whether a proposal was cut short for requests that wait
+        self._n_ahead = 0  # batches that proposals are asked ahead for
         self._refused: dict[int, frozenset[str]] = {}  # position -> clusters that did not take the request
 
     @property
@@ -127,6 +133,11 @@ class Clusterer:
         )
         yield from self._run(todo)
         self._tidy()
+
+    def get_ready(self, requests: Sequence[Request]) -> None:
+        """Load the embedder and embed the first requests, so that no server is kept waiting; asks nothing."""
+        first = [request for request in requests if not request.is_empty][: self._options.batch_size]
+        self._vectors_of(first)
 
     def finish(self) -> None:
         """Come back to the requests that nobody took, and merge new clusters that are one and the same."""
@@ -168,21 +179,28 @@ class Clusterer:
         judged: deque[_Batch] = deque()
         with self._client.crew() as crew:
             while todo or proposed or judged:
-                # The first batch of an empty registry goes alone: others would propose the same clusters once more.
-                ahead = PROPOSED_AHEAD if self.registry.live() else 0
-                while todo and len(proposed) <= ahead:
+                while todo and len(proposed) <= self._n_ahead:
                     proposed.append(self._start_proposing(todo.popleft(), crew))
                 batch = proposed.popleft() if proposed else None
                 if batch is not None:
+                    self._start_merging(batch, crew)
+                    self._expect_vectors(todo)
                     self._admit(batch, crew)
-                if judged and (batch is None or len(judged) == JUDGED_AT_ONCE):
+                while judged and (batch is None or _n_requests(judged) >= JUDGED_AT_ONCE * self._options.batch_size):
                     done = judged.popleft()
                     self._record(done, crew)
                     yield done.n_rows
+                    if self._is_review_due(is_last=not todo):
+                        break
                 if batch is not None:
                     judged.append(self._start_judging(batch, crew))
-                if self._is_review_due:
+                if self._is_review_due(is_last=not todo):
                     todo.extendleft(reversed(self._reviews()))
+
+    def _expect_vectors(self, todo: Iterable[_Batch]) -> None:
+        """Have the batches embedded that will be proposed next, while the model compares and judges."""
+        for batch in itertools.islice(todo, 2):
+            self.vectors.expect([request.text for request in batch.requests])
 
     # --- proposals ---------------------------------------------------------------------------------------------------
 
@@ -211,8 +229,8 @@ class Clusterer:
             order = order[: min(int((votes > 0).sum()), MAX_CLUSTERS_IN_PROMPT)]
         return [self.registry.get(index.cluster_ids[column]).to_prompt() for column in order]
 
-    def _admit(self, batch: _Batch, crew: Crew) -> None:
-        """Put what was proposed into the registry, clusters that are known already as other names of the known ones."""
+    def _start_merging(self, batch: _Batch, crew: Crew) -> None:
+        """Ask what the proposed clusters are to the known ones."""
         if batch.proposing is None:
             return
         read = crew.result(batch.proposing)
@@ -220,21 +238,27 @@ class Clusterer:
         self.counts["proposals_over_limit"] += read.n_over_limit
         self.counts["invented_request_ids"] += read.n_invented_ids
         drafts = self._drafts(read.proposals)
-        known = self.registry.live()
-        talks = [crew.start(talk, urgency=FIRST) for talk in self._merger.talks(known, drafts)]
-        final = {record.cluster_id: record.cluster_id for record in known}
-        for draft, decision in zip(drafts, crew.results(talks), strict=True):
+        talks = self._merger.talks(self.registry.live(), drafts)
+        batch.merging = [(draft, crew.start(talk, urgency=FIRST)) for draft, talk in zip(drafts, talks, strict=True)]
+        batch.hit_limit = read.hit_limit
+
+    def _admit(self, batch: _Batch, crew: Crew) -> None:
+        """Put proposed clusters into the registry, those that are known already as other names of the known ones."""
+        final: dict[str, str] = {}  # the draft's id -> the cluster that it became
+        for draft, running in batch.merging:
+            decision = crew.result(running)
             if decision.same_as is not None:
-                final[draft.cluster_id] = final[decision.same_as]
-                self.registry.add_alias(final[decision.same_as], draft.name)
+                final[draft.cluster_id] = final.get(decision.same_as, decision.same_as)
+                self.registry.add_alias(final[draft.cluster_id], draft.name)
                 self.counts["proposals_merged"] += 1
                 continue
-            parent = final[decision.part_of] if decision.part_of is not None else None
+            parent = final.get(decision.part_of, decision.part_of) if decision.part_of is not None else None
             record = self.registry.add(draft.name, summary=draft.summary, criteria=draft.criteria, parent_id=parent)
             final[draft.cluster_id] = record.cluster_id
             batch.new.append(record.cluster_id)
         self._fresh += batch.new
-        batch.hit_limit = read.hit_limit
+        is_settled = len(batch.new) * SETTLED_FROM <= len(batch.requests)
+        self._n_ahead = min(self._n_ahead + 1, PROPOSED_AHEAD) if is_settled else 0
 
     def _drafts(self, proposals: Sequence[Proposal]) -> list[ClusterRecord]:
         """Proposals as records that are in no registry yet, under ids that nobody has."""
@@ -295,20 +319,22 @@ class Clusterer:
     # --- what is left ------------------------------------------------------------------------------------------------
 
     def _wait(self, batch: _Batch, left: Sequence[Request]) -> None:
-        """Collect requests that nobody took; a review is due when a batch of new ones waits, or more was to be said."""
+        """Collect the requests of a batch that nobody took."""
         self._waiting = sorted([*self._waiting, *left], key=lambda request: request.position)
         placed_some = len(left) < len(batch.requests)
         if not batch.is_review:
             self._n_new_waiting += len(left)
-        if self._n_new_waiting >= self._options.batch_size:
-            self._is_review_due = True
         if batch.hit_limit and batch.new and left and (placed_some or not batch.is_review):
-            self._is_review_due = True
+            self._has_more_to_say = True
+
+    def _is_review_due(self, *, is_last: bool) -> bool:
+        """Whether a batch of requests waits, or, after the last batch, some that a longer proposal might help."""
+        return self._n_new_waiting >= self._options.batch_size or (is_last and self._has_more_to_say)
 
     def _reviews(self) -> list[_Batch]:
         """Batches of the requests that wait, those that are alike together; from now on they wait no more."""
         waiting, self._waiting = self._waiting, []
-        self._n_new_waiting, self._is_review_due = 0, False
+        self._n_new_waiting, self._has_more_to_say = 0, False
         self.counts["reviewed"] += len(waiting)
         return [_Batch(requests, n_rows=0) for requests in self._alike(waiting)]
 
@@ -348,3 +374,7 @@ class Clusterer:
 
     def _vectors_of(self, requests: Sequence[Request]) -> np.ndarray:
         return self.vectors.of([request.text for request in requests])
+
+
+def _n_requests(batches: Iterable[_Batch]) -> int:
+    return sum(len(batch.requests) for batch in batches)

