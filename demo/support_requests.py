@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         content = to_parquet(generate_requests(options.rows, options.seed))
-        _write(options.out, content, overwrite=options.overwrite)
+        write_once(options.out, content, overwrite=options.overwrite)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -178,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _write(path: Path, content: bytes, *, overwrite: bool) -> None:
+def write_once(path: Path, content: bytes, *, overwrite: bool) -> None:
     """Write content, leave an equal file alone, and refuse to replace a different one unless told to."""
     if path.is_file() and not overwrite:
         if path.read_bytes() == content:
