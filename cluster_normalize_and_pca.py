@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from common import cli
-from common.columns import merge_errors, read_vectors, replace_columns, vector_array
+from common.columns import describe_errors, merge_errors, read_vectors, replace_columns, vector_array
 from common.commit import Identity, fingerprint_files, make_folder, remove_stale_temporaries
 from common.config import StageSettings, UserError
 from common.engine import map_items
@@ -105,12 +105,11 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
         totals |= {"n_components": pca.n_components, "explained_variance": float(pca.explained_variance_ratio.sum())}
         output.finish([task.shard.name for task in tasks], settings, totals)
     log.info(
-        "rows in %s, rows out %s, of them without a vector %s %s; %d components keep %.1f%% of the variance; "
+        "rows in %s, rows out %s, of them without a vector %s; %d components keep %.1f%% of the variance; "
         "%.0f rows/s, %.1f s",
         f"{shards.n_rows:,}",
         f"{totals['rows']:,}",
-        f"{totals['rows'] - totals['with_vector']:,}",
-        totals["errors"] or "",
+        describe_errors(totals["errors"]),
         pca.n_components,
         100 * totals["explained_variance"],
         shards.n_rows / watch.seconds,

@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import Field
 
 from common import cli
-from common.columns import label_strings, read_vectors, replace_columns, vector_array
+from common.columns import describe_errors, label_strings, read_vectors, replace_columns, vector_array
 from common.commit import Identity
 from common.config import StageSettings, UserError, canonical_json
 from common.layers import LayerTask
@@ -356,11 +356,10 @@ def _count_rows(shards: list[Shard]) -> dict[str, Any]:
 
 def _log_totals(totals: dict[str, Any], n_embedded: int, seconds: float) -> None:
     log.info(
-        "rows in %s, rows out %s, of them without a result %s %s, truncated %s; %.0f rows/s, %.1f s, dtype %s",
+        "rows in %s, rows out %s, of them without a result %s, truncated %s; %.0f rows/s, %.1f s, dtype %s",
         f"{totals['rows']:,}",
         f"{totals['rows']:,}",
-        f"{sum(totals['errors'].values()):,}",
-        totals["errors"] or "",
+        describe_errors(totals["errors"]),
         f"{totals['truncated']:,}",
         n_embedded / seconds,
         seconds,

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import logging
 import re
+import sys
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,9 @@ BackendName = Literal["cuml", "torch_cuda", "cpu"]
 
 # Where Linux lists the instruction sets of the processor.
 CPUINFO_PATH = Path("/proc/cpuinfo")
+# Where Linux lists devices, and how those of GPUs begin: NVIDIA's, also on Jetson boards, AMD's, and WSL's.
+DEVICES_FOLDER = Path("/dev")
+GPU_DEVICES = ("nvidia", "nvhost", "nvgpu", "nvmap", "kfd", "dxg")
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,8 @@ def probe_cuml() -> ProbeResult:
 @lru_cache(maxsize=1)
 def probe_torch_cuda() -> ProbeResult:
     """Add two numbers with torch on the GPU, once per process."""
+    if "torch" not in sys.modules and not _may_have_gpu():
+        return ProbeResult(False, "the system lists no GPU")  # a second saved: what it takes to import torch
     try:
         import torch
     except ModuleNotFoundError:
@@ -164,6 +170,15 @@ def probe_torch_cuda() -> ProbeResult:
     except RuntimeError as error:  # a GPU that this build of torch has no code for, or one out of memory
         return ProbeResult(False, f"torch sees a GPU but cannot compute on it ({_first_line(error)})")
     return ProbeResult(total == 2.0, f"torch computes on {torch.cuda.get_device_name()}")
+
+
+def _may_have_gpu() -> bool:
+    """Whether the system lists a device that a GPU of any kind needs; true where that cannot be told."""
+    try:
+        names = [path.name for path in DEVICES_FOLDER.iterdir()]
+    except OSError:
+        return True
+    return not sys.platform.startswith("linux") or any(name.startswith(GPU_DEVICES) for name in names)
 
 
 def _best_backend() -> Backend:

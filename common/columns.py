@@ -6,6 +6,7 @@ A vector column is `FixedSizeList<float32>` with non-null elements; a row that h
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -178,3 +179,10 @@ def merge_errors(column: pa.ChunkedArray | None, reasons: dict[int, str], n_rows
     for row, reason in reasons.items():
         errors[row] = errors[row] or reason
     return pa.array(errors, pa.string())
+
+
+def describe_errors(errors: Mapping[str, int]) -> str:
+    """How many rows have an error, and how many of each kind: `3 (text is empty: 2, text is null: 1)`, or `0`."""
+    kinds = ", ".join(f"{reason}: {count:,}" for reason, count in errors.items())
+    total = f"{sum(errors.values()):,}"
+    return f"{total} ({kinds})" if kinds else total

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.commit import fingerprint_files, is_temporary
 from common.config import UserError, canonical_json
+from common.read_ahead import read_ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,6 +153,9 @@ class Shard:
 
     def iter_tables(self, columns: Sequence[str] | None = None, *, n_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
         """Yield the rows in order, at most `n_rows` at a time, with only the columns asked for."""
+        return read_ahead(self._decode(columns, n_rows))
+
+    def _decode(self, columns: Sequence[str] | None, n_rows: int) -> Iterator[pa.Table]:
         import pyarrow as pa
 
         with self.open() as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import subprocess
 import sys
 from types import ModuleType
 
@@ -183,3 +184,21 @@ def test_dtype_on_a_gpu(monkeypatch, capability, expected):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert backend.choose_dtype("auto", device="cuda:0") == expected
     assert backend.choose_dtype("float16", device="cuda:0") == "float16"
+
+
+LOADS_TORCH = """
+import sys
+from pathlib import Path
+from common import backend
+backend.DEVICES_FOLDER = Path(sys.argv[1])
+assert backend.choose_device("auto") in ("cpu", "cuda")
+print("torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("device", "loads"), [("null", "False"), ("nvidiactl", "True"), ("dxg", "True")])
+def test_torch_is_loaded_to_look_for_a_gpu_only_where_the_system_lists_one(tmp_path, device, loads):
+    (tmp_path / device).touch()
+    command = [sys.executable, "-c", LOADS_TORCH, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": "."})
+    assert done.stdout.strip() == loads
