@@ -119,6 +119,71 @@ def write_scatter_png(
     return _save(figure, path)
 
 
+def write_points_png(
+    path: str | Path,
+    points: Sequence[tuple[float, float]],
+    *,
+    values: Sequence[float],
+    front: Sequence[tuple[float, float]] = (),
+    title: str = "",
+    x_label: str = "",
+    y_label: str = "",
+    value_label: str = "",
+) -> Path:
+    """Write points coloured by a value, and a line through those of `front`; return path."""
+    figure, axes = _new_figure(title, x_label, y_label)
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    drawn = axes.scatter(xs, ys, c=list(values), cmap="viridis", s=22, alpha=0.8, linewidths=0)
+    if front:
+        axes.plot([x for x, _ in front], [y for _, y in front], color=INKS[1], marker="o", markersize=6, linewidth=2)
+    _add_colour_bar(figure, axes, drawn, value_label)
+    return _save(figure, path)
+
+
+def write_parallel_png(
+    path: str | Path,
+    axis_names: Sequence[str],
+    axis_ticks: Sequence[Sequence[str]],
+    lines: Sequence[Sequence[float]],
+    *,
+    values: Sequence[float],
+    title: str = "",
+    value_label: str = "",
+) -> Path:
+    """Write parallel coordinates: one line per row of places, 0 (below) to 1 (above), those of higher value on top.
+
+    `axis_ticks` names the places of each axis from below to above, evenly spread. A place that is NaN breaks the line.
+    """
+    import numpy as np
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    figure, axes = _new_figure(title, "", "", size=(max(9.6, 1.5 * len(axis_names)), 5.4))
+    axes.grid(visible=False)
+    low, high = (min(values), max(values)) if len(values) else (0.0, 1.0)
+    scale = ScalarMappable(Normalize(low, high if high > low else low + 1.0), "viridis")
+    for row in np.argsort(values, kind="stable"):
+        alpha = 0.15 + 0.75 * (values[row] - low) / ((high - low) or 1.0)
+        axes.plot(range(len(axis_names)), lines[row], color=scale.to_rgba(values[row]), alpha=alpha, linewidth=1.4)
+    for place, ticks in enumerate(axis_ticks):
+        axes.axvline(place, color=LINE, linewidth=1, zorder=0)
+        for step, name in enumerate(ticks):
+            height = step / max(len(ticks) - 1, 1) if len(ticks) > 1 else 0.5
+            halo = {"boxstyle": "round,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+            axes.text(place, height, _plain(name), fontsize=8, color=TEXT, ha="center", va="center", bbox=halo)
+    axes.set_xticks(range(len(axis_names)), [_plain(name) for name in axis_names], fontsize=8, rotation=12)
+    axes.set_yticks([])
+    _add_colour_bar(figure, axes, scale, value_label)
+    return _save(figure, path)
+
+
+def _add_colour_bar(figure: Figure, axes: Axes, drawn: Any, label: str) -> None:
+    bar: Any = figure.colorbar(drawn, ax=axes, pad=0.02)
+    bar.set_label(_plain(label), color=QUIET)
+    bar.ax.tick_params(colors=QUIET, length=0)
+    bar.outline.set_visible(False)
+
+
 def _new_figure(
     title: str, x_label: str, y_label: str, *, size: tuple[float, float] = (9.6, 5.4)
 ) -> tuple[Figure, Axes]:

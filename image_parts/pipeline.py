@@ -3,7 +3,9 @@
     reduced = reduce_features(features.vectors, settings.reduction, backend=backend)
     clusters = find_clusters(reduced.embedding, settings.clustering, backend=backend)
 
-Each step is a function of plain arrays and one section of the settings, so that a tuner calls them step by step.
+Each step is a function of plain arrays and one section of the settings, so that a tuner calls them step by step. A step
+that is shared by several settings gives the same bits as one that is made for a single setting: components of the PCA
+do not depend on how many are asked for, nor neighbours on how many UMAP takes.
 """
 
 from __future__ import annotations
@@ -15,9 +17,10 @@ import numpy as np
 
 from common.backend import Backend
 from common.config import UserError
-from common.density import cluster_hdbscan, embed_umap
+from common.density import EXACT_GRAPH_MAX_ROWS, LinkageTree, cluster_hdbscan, cut_tree, embed_umap
+from common.neighbors import Neighbors, exact_neighbors
 from common.progress import Stopwatch
-from common.vectors import CovarianceSums, fit_pca
+from common.vectors import CovarianceSums, Pca, fit_pca
 from image_parts.features import Features
 from image_parts.records import NOISE, ClusteredImages
 from image_parts.settings import ClusteringSettings, ImageSettings, ReductionSettings
@@ -28,6 +31,10 @@ log = logging.getLogger(__name__)
 _MAX_COVARIANCE = 4096
 # Rows whose mean is near enough to the mean of all.
 _SHIFT_ROWS = 4096
+# Components are projected this many at a time: the bits of a product depend on its shape.
+_PCA_BLOCK = 16
+# Neighbours of the smallest graph; wider ones double. As quick as a graph of fifteen.
+_MIN_GRAPH_WIDTH = 64
 
 
 @dataclass(frozen=True)
@@ -65,20 +72,60 @@ def check_enough_images(n_distinct: int, settings: ImageSettings) -> None:
 def reduce_features(vectors: np.ndarray, settings: ReductionSettings, *, backend: Backend) -> ReducedFeatures:
     """Reduce vectors [u, d] by PCA and UMAP; components and neighbours are capped by what u and d allow."""
     pca = project_pca(vectors, n_components=settings.pca_components, backend=backend)
-    embedding = _embed(pca, settings, n_components=settings.umap_components, backend=backend)
+    embedding = embed(pca, settings, backend=backend)
     return ReducedFeatures(pca, embedding)
 
 
-def _embed(pca: np.ndarray, settings: ReductionSettings, *, n_components: int, backend: Backend) -> np.ndarray:
+def embed(
+    pca: np.ndarray,
+    settings: ReductionSettings,
+    *,
+    backend: Backend,
+    n_components: int | None = None,
+    graph: Neighbors | None = None,
+) -> np.ndarray:
+    """Embed PCA vectors [u, p] by UMAP: [u, n_components or settings.umap_components] float32.
+
+    `graph` is what `umap_graph` gave for these vectors, for callers that have it.
+    """
+    if graph is None and has_exact_graph(len(pca), settings, backend=backend):
+        graph = umap_graph(pca, settings, backend=backend)
     return embed_umap(
         pca,
-        n_components=n_components,
+        n_components=n_components or settings.umap_components,
         n_neighbors=min(settings.umap_n_neighbors, len(pca) - 1),
         min_dist=settings.umap_min_dist,
         metric=settings.umap_metric,
         random_state=settings.random_state,
         backend=backend,
+        knn=graph,
     )
+
+
+def has_exact_graph(n_rows: int, settings: ReductionSettings, *, backend: Backend) -> bool:
+    """Whether UMAP starts from an exact graph; it makes its own, approximate one beyond 50,000 rows and on cuML."""
+    is_known = settings.umap_metric in ("cosine", "euclidean")
+    return is_known and 3 <= n_rows <= EXACT_GRAPH_MAX_ROWS and not backend.uses_cuml
+
+
+def umap_graph(pca: np.ndarray, settings: ReductionSettings, *, backend: Backend) -> Neighbors:
+    """The exact neighbours that UMAP starts from, where `has_exact_graph`; nearest first."""
+    width = graph_width(settings.umap_n_neighbors, n_rows=len(pca))
+    return exact_neighbors(pca, width, metric=settings.umap_metric, device=backend.device)  # type: ignore[arg-type]
+
+
+def graph_width(n_neighbors: int, *, n_rows: int) -> int:
+    """Neighbours in the graph for `n_neighbors`: 64, 128, …, so that most settings share one graph, bit for bit."""
+    width = _MIN_GRAPH_WIDTH
+    while width < n_neighbors - 1:
+        width *= 2
+    return min(width, n_rows - 1)
+
+
+def is_pca_nested(shape: tuple[int, ...], *, backend: Backend) -> bool:
+    """Whether a PCA to fewer components is, bit for bit, the first columns of one to more."""
+    n_rows, dimension = shape
+    return not backend.uses_cuml and (dimension <= min(n_rows, _MAX_COVARIANCE) or n_rows <= _MAX_COVARIANCE)
 
 
 def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> np.ndarray:
@@ -93,7 +140,8 @@ def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> 
     if dimension <= min(n_rows, _MAX_COVARIANCE):
         sums = CovarianceSums.empty(vectors[:_SHIFT_ROWS].mean(axis=0))
         sums.add(vectors, device=backend.device)
-        return fit_pca(sums, n_components).transform(vectors)
+        n_fitted = min(-(-n_components // _PCA_BLOCK) * _PCA_BLOCK, *vectors.shape)
+        return _project_in_blocks(fit_pca(sums, n_fitted), vectors)[:, :n_components].copy()
     from sklearn.decomposition import PCA
 
     solver = "full" if n_rows <= _MAX_COVARIANCE else "randomized"
@@ -101,16 +149,30 @@ def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> 
     return np.ascontiguousarray(projected, dtype=np.float32)
 
 
-def find_clusters(embedding: np.ndarray, settings: ClusteringSettings, *, backend: Backend) -> ClusterAssignment:
-    """Cluster an embedding [u, e] by HDBSCAN and give noise to the nearest cluster if the settings say so."""
-    found = cluster_hdbscan(
-        embedding,
-        min_cluster_size=settings.min_cluster_size,
-        min_samples=settings.min_samples,
-        cluster_selection_epsilon=settings.cluster_selection_epsilon,
-        cluster_selection_method=settings.cluster_selection_method,
-        backend=backend,
-    )
+def _project_in_blocks(fitted: Pca, vectors: np.ndarray) -> np.ndarray:
+    projected = np.empty((len(vectors), fitted.n_components), np.float32)
+    for start in range(0, fitted.n_components, _PCA_BLOCK):
+        block = slice(start, start + _PCA_BLOCK)
+        projected[:, block] = replace(fitted, components=fitted.components[block]).transform(vectors)
+    return projected
+
+
+def find_clusters(
+    embedding: np.ndarray, settings: ClusteringSettings, *, backend: Backend, tree: LinkageTree | None = None
+) -> ClusterAssignment:
+    """Cluster an embedding [u, e] by HDBSCAN and give noise to the nearest cluster if the settings say so.
+
+    `tree` is the single-linkage tree of the embedding for these `min_samples`, for callers that have it.
+    """
+    cut = {
+        "min_cluster_size": settings.min_cluster_size,
+        "cluster_selection_epsilon": settings.cluster_selection_epsilon,
+        "cluster_selection_method": settings.cluster_selection_method,
+    }
+    if tree is None:
+        found = cluster_hdbscan(embedding, min_samples=settings.min_samples, backend=backend, **cut)  # type: ignore[arg-type]
+    else:
+        found = cut_tree(tree, **cut)  # type: ignore[arg-type]
     return assign_noise(embedding, found.labels.astype(np.int64), found.probabilities, settings=settings)
 
 
@@ -136,7 +198,7 @@ def assign_noise(
 def place_in_space(reduced: ReducedFeatures, settings: ImageSettings, *, backend: Backend) -> np.ndarray:
     """Coordinates x y z for pictures: [u, 3] float32."""
     if settings.visualization.projection == "umap" and settings.reduction.umap_components != 3:
-        return _embed(reduced.pca, settings.reduction, n_components=3, backend=backend)
+        return embed(reduced.pca, settings.reduction, n_components=3, backend=backend)
     width = reduced.embedding.shape[1]
     flat = reduced.embedding if width <= 3 else project_pca(reduced.embedding, n_components=3, backend=backend)
     return np.pad(flat, ((0, 0), (0, 3 - flat.shape[1])))

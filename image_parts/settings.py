@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from common.config import Section
+from image_parts.tuning.settings import TuningSettings
 
 # Short names of the models that the field uses most, with the repository, the pinned revision and the patch size.
 # A null revision means the newest one of the repository.
@@ -222,7 +223,7 @@ class ImageSettings(Section):
     annotations: AnnotationSettings = AnnotationSettings()
     exports: ExportSettings = ExportSettings()
     acceleration: AccelerationSettings = AccelerationSettings()
-    tuning: dict[str, Any] | None = Field(None, description="read by iterative_tuning.py alone")
+    tuning: TuningSettings = TuningSettings()  # read by iterative_tuning.py alone
 
     @field_validator("image_extensions")
     @classmethod

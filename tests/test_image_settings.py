@@ -25,9 +25,11 @@ OF_OTHERS = "tuning"
 def keys_of(model: type[BaseModel], prefix: str = "") -> set[str]:
     keys = set()
     for name, field in model.model_fields.items():
+        if name == OF_OTHERS:
+            continue
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             keys |= keys_of(field.annotation, f"{prefix}{name}.")
-        elif name != OF_OTHERS:
+        else:
             keys.add(prefix + name)
     return keys
 
@@ -67,7 +69,7 @@ def test_the_documentation_lists_every_key_and_no_other():
 def test_documented_defaults_are_the_defaults():
     defaults = flat(ImageSettings().model_dump(mode="json"))
     assert {key: yaml.safe_load(value) for key, value in documented_keys().items()} == {
-        key: value for key, value in defaults.items() if key != OF_OTHERS
+        key: value for key, value in defaults.items() if not key.startswith(f"{OF_OTHERS}.")
     }
 
 

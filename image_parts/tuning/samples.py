@@ -1,0 +1,112 @@
+"""The vectors that candidates cluster, on disk, where worker processes open them by the name of their folder.
+
+samples = Samples(scanned, root, fraction=None, seed=42, backend=backend)
+handle = samples.of(settings)           # features extracted once for each model and preprocessing
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+from common.backend import Backend
+from common.commit import atomic_file, make_folder, remove_stale_temporaries
+from common.config import UserError, canonical_json
+from image_parts.extractors import identify_model
+from image_parts.features import Features, cache_key, extract_features
+from image_parts.scan import ScannedImages
+from image_parts.settings import ImageSettings
+from image_parts.tuning.evaluate import Measures
+from image_parts.tuning.stages import Sample, Stages, StageStore
+
+log = logging.getLogger(__name__)
+
+# What a stage on disk was computed with; another version may give other bits.
+_PACKAGES = ("numpy", "scipy", "scikit-learn", "umap-learn", "hdbscan", "numba")
+
+
+@dataclass(frozen=True)
+class SampleHandle:
+    """A sample on disk, and all that is needed to open it anywhere."""
+
+    folder: str
+    shape: tuple[int, int]  # of its distinct vectors [u, d]
+    n_images: int
+    backend: Backend
+    max_components: int  # the largest PCA that will be asked for
+
+
+class Samples:
+    """The samples of one phase, one for each way of making features."""
+
+    def __init__(
+        self,
+        scanned: ScannedImages,
+        root: Path,
+        *,
+        fraction: float | None,
+        seed: int,
+        backend: Backend,
+        max_components: int,
+    ) -> None:
+        self._scanned, self._root = scanned, root
+        self._fraction, self._seed = fraction, seed
+        self._backend, self._max_components = backend, max_components
+        self._handles: dict[str, SampleHandle] = {}
+
+    def of(self, settings: ImageSettings) -> SampleHandle:
+        """The sample that these settings cluster; features come from the cache, or are extracted and cached."""
+        key = _features_key(settings)
+        if key not in self._handles:
+            features = extract_features(self._scanned, settings, progress=settings.progress)
+            self._handles[key] = self._write(whole_sample(features))
+        return self._handles[key]
+
+    def _write(self, sample: Sample) -> SampleHandle:
+        if self._fraction is not None:
+            sample = sample.take(self._fraction, seed=self._seed)
+        if len(sample.vectors) < 4:
+            share = "" if self._fraction is None else f" in a share of {self._fraction:g}"
+            raise UserError(f"there are only {len(sample.vectors)} distinct images{share}; 4 are the least to cluster")
+        folder = make_folder(self._root / _stages_name(sample, self._backend))
+        remove_stale_temporaries(folder)
+        for name, array in (("vectors", sample.vectors), ("rows", sample.rows)):
+            if not (folder / f"{name}.npy").exists():
+                with atomic_file(folder / f"{name}.npy") as file:
+                    np.save(file, array)
+        n_vectors, dimension = sample.vectors.shape
+        shape = (n_vectors, dimension)
+        return SampleHandle(str(folder), shape, len(sample.rows), self._backend, self._max_components)
+
+
+@lru_cache(maxsize=2)
+def open_stages(handle: SampleHandle) -> tuple[Stages, Measures]:
+    """The staged evaluator of a sample; a process keeps those it used last."""
+    folder = Path(handle.folder)
+    sample = Sample(np.load(folder / "vectors.npy", mmap_mode="r"), np.load(folder / "rows.npy"))
+    store = StageStore(folder / "stages")
+    stages = Stages(sample, store, backend=handle.backend, max_components=handle.max_components)
+    return stages, Measures(stages)
+
+
+def whole_sample(features: Features) -> Sample:
+    """All distinct vectors of the images."""
+    return Sample(features.vectors, features.rows)
+
+
+def _features_key(settings: ImageSettings) -> str:
+    key = cache_key(settings, identify_model(settings.model))
+    return canonical_json({**key, "l2": settings.preprocessing.l2_normalize})
+
+
+def _stages_name(sample: Sample, backend: Backend) -> str:
+    """Other vectors, another backend and other libraries never share a folder."""
+    versions = [f"{name} {metadata.version(name)}" for name in _PACKAGES]
+    text = canonical_json([sample.fingerprint, backend.name, versions])
+    return hashlib.sha256(text.encode()).hexdigest()[:20]
