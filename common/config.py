@@ -107,7 +107,7 @@ def load_settings(
     if section is None:
         return _validate(settings_class, _resolve(values, path), section=None, path=path)
     problems = [
-        f"{name}: no such section{_did_you_mean(str(name), known_sections)}"
+        f"{name}: no such section{did_you_mean(str(name), known_sections)}"
         for name in values
         if name not in known_sections
     ]
@@ -215,7 +215,7 @@ def _describe(error: Any, settings_class: type[Section], section: str | None) ->
     in_shared = bool(location) and location[0] in settings_class.shared_sections
     where = ".".join(location if section is None or in_shared else [section, *location])
     if error["type"] == "extra_forbidden":
-        return f"{where}: no such key{_did_you_mean(location[-1], _names_beside(settings_class, location))}"
+        return f"{where}: no such key{did_you_mean(location[-1], _names_beside(settings_class, location))}"
     if error["type"] == "missing":
         return f"{where}: required, but missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -239,7 +239,8 @@ def _names_beside(settings_class: type[BaseModel], location: Sequence[str]) -> l
     return names
 
 
-def _did_you_mean(word: str, names: Sequence[str]) -> str:
+def did_you_mean(word: str, names: Sequence[str]) -> str:
+    """The nearest valid name as an ending for a message, or the list of all where none is near."""
     close = difflib.get_close_matches(word, names, n=1, cutoff=0.6)
     return f"; did you mean {close[0]!r}?" if close else f" (valid: {', '.join(names)})"
 
