@@ -257,7 +257,7 @@ def _as_arrow(labels: Any) -> Any:
     import pyarrow as pa
 
     if isinstance(labels, pa.ChunkedArray):
-        return labels.combine_chunks()
+        return labels.chunk(0) if labels.num_chunks == 1 else labels.combine_chunks()  # which would copy a single one
     if isinstance(labels, pa.Array):
         return labels
     try:
