@@ -19,6 +19,7 @@ from common.silhouette import silhouette_score
 
 # Scores that are better when they are lower.
 LOWER_IS_BETTER = frozenset({"davies_bouldin"})
+COUNTS = ("rows", "clusters", "noise")
 
 
 def measure_clusters(
@@ -84,7 +85,10 @@ def better(score: float, than: float, *, name: str) -> bool:
 
 def as_row(scores: Mapping[str, Any], *, digits: int = 4) -> dict[str, Any]:
     """The scores as a row of a table: rounded, counts as whole numbers, None for what is not defined."""
-    return {name: _cell(value, digits) for name, value in scores.items()}
+    return {
+        name: int(value) if name in COUNTS and value is not None else _cell(value, digits)
+        for name, value in scores.items()
+    }
 
 
 def _adjusted_rand(one: np.ndarray, other: np.ndarray) -> float:
@@ -98,4 +102,4 @@ def _cell(value: Any, digits: int) -> Any:
         return value
     if not math.isfinite(value):
         return None
-    return int(value) if value.is_integer() and abs(value) >= 2 else round(value, digits)
+    return round(value, digits)

@@ -34,11 +34,11 @@ from llm_parts.clio.run_tables import (
     calls_rows,
     conversation_rows,
     facet_rows,
-    score_table,
     without_empty,
 )
 from llm_parts.clio.settings import ClioSettings
 from llm_parts.clio.taxonomy import ClioReport, Hierarchy, base_paths, count_sizes
+from llm_parts.clio.vector_steps import VectorSteps, check_vector_settings
 from llm_parts.settings import LlmSettings
 
 log = logging.getLogger(__name__)
@@ -70,14 +70,16 @@ def run_clio(
             log.info("%s is finished already, nothing to do", folder.folder)
             return {**finished, "calls": 0}
         table = load_conversations(settings)
+        check_vector_settings(settings, has_labels=bool(table.labels()), llm_model=local_model(llm))
         with Models(settings, llm, folder=folder, provider=provider) as models:
             run = ClioRun(table, settings=settings, models=models, folder=folder, progress=progress)
             log.info("estimated calls: %s", run.plan["calls"])
             try:
                 models.main.preflight()
                 report, facets = run.study()
-            finally:
+            except UserError:
                 run.write_calls()
+                raise
             failures = run.failure_rate(facets)
             result = run.write(report, facets, is_done=failures <= settings.max_failure_rate)
     log.info("%s dialogues in %.1f s", f"{len(table):,}", watch.seconds)
@@ -104,6 +106,7 @@ def identity_of(settings: ClioSettings, llm: LlmSettings) -> Identity:
 def check_clio(settings: ClioSettings, llm: LlmSettings) -> dict[str, Any]:
     """Validate the input and estimate calls, tokens and cost per step; nothing is asked and nothing is written."""
     table = load_conversations(settings)
+    check_vector_settings(settings, has_labels=bool(table.labels()), llm_model=local_model(llm))
     return {
         **table.counts(),
         "provider": llm.provider,
@@ -111,6 +114,11 @@ def check_clio(settings: ClioSettings, llm: LlmSettings) -> dict[str, Any]:
         **Plan(table, settings=settings, llm=llm).to_dict(),
         "output_dir": settings.output_dir,
     }
+
+
+def local_model(llm: LlmSettings) -> str | None:
+    """The causal model of a provider in this process, which can embed and decode too; None for any other provider."""
+    return llm.model_name if llm.provider == "transformers" else None
 
 
 class ClioRun:
@@ -136,6 +144,14 @@ class ClioRun:
         self._labels = table.labels()
         self._tables: Tables = []
         self._warnings: list[str] = []
+        self._vector_steps = VectorSteps(
+            settings,
+            folder=folder,
+            seed=settings.random_state,
+            true_labels=self.true_labels(),
+            llm_model=local_model(models.llm),
+            progress=progress,
+        )
 
     def study(self) -> tuple[ClioReport, FacetTable]:
         """All steps in their order."""
@@ -172,11 +188,7 @@ class ClioRun:
         """Unit vectors [n, d] of the facets; zero for a dialogue that has none."""
         columns = self.embedded_columns(facets)
         weights = {facet.name: facet.weight for facet in self.settings.facets} | {self._main: 1.0}
-
-        def compute() -> dict[str, np.ndarray]:
-            return {"vectors": self._embed(columns, weights=weights, progress=self._progress)}
-
-        return self.folder.arrays("vectors", compute, made_from=[columns])["vectors"]
+        return self._vector_steps.embed(columns, weights=weights)
 
     def embedded_columns(self, facets: FacetTable) -> dict[str, list[str]]:
         """The facets that go into the vectors, as texts: the first one, and those with a weight."""
@@ -185,23 +197,9 @@ class ClioRun:
 
     def cluster(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Labels [n] and centroids [k, d] of the base clusters."""
-        from llm_parts.clio.base_clusters import cluster_vectors
-        from llm_parts.clio.measures import as_row
-
-        def compute() -> dict[str, np.ndarray]:
-            base = cluster_vectors(
-                vectors, settings=self.settings, seed=self.settings.random_state, true_labels=self.true_labels()
-            )
-            names = sorted(base.scores)
-            scores = {f"score {name}": np.array([base.scores[name]], np.float64) for name in names}
-            return {"labels": base.labels, "centroids": base.centroids, **scores}
-
-        found = self.folder.arrays("clusters", compute, made_from=[vectors, self._labels])
-        scores = {name.removeprefix("score "): float(value[0]) for name, value in found.items() if " " in name}
-        row = as_row(scores)
-        log.info("base clusters: %s", row)
-        self._tables.append(("Base clusters", score_table(row)))
-        return found["labels"], found["centroids"]
+        labels, centroids = self._vector_steps.cluster(vectors)
+        self._tables += self._vector_steps.tables
+        return labels, centroids
 
     def keep_large(self, labels: np.ndarray, centroids: np.ndarray) -> Kept:
         """The clusters that hold conversations and users enough to be shown."""
@@ -354,7 +352,7 @@ class ClioRun:
         write_json(self.folder.folder / _AUDIT_NAME, report.audit)
         outputs.write_clio_outputs(report, self.folder.folder)
         names = [_AUDIT_NAME, outputs.TAXONOMY_NAME, outputs.CLUSTERS_NAME, outputs.FACETS_NAME, outputs.ATLAS_NAME]
-        names += [outputs.COMPARISON_NAME, outputs.MAP_NAME, outputs.REPORT_NAME]
+        names += [outputs.COMPARISON_NAME, outputs.MAP_NAME, outputs.REPORT_NAME, *self._vector_steps.files]
         sizes = count_sizes(report.base_labels, n_clusters=len(report.base_names))
         result = {
             "conversations": len(self.table),
@@ -398,13 +396,7 @@ class ClioRun:
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors [n, d] of other texts, such as names, by the embedder of the run."""
-        return self._embed({self._main: list(texts)})
-
-    def _embed(self, columns: dict[str, list[str]], **options: Any) -> np.ndarray:
-        from llm_parts.clio.embedding import embed_facets
-
-        local_model = self.models.llm.model if self.models.llm.provider == "transformers" else None
-        return embed_facets(columns, settings=self.settings, llm_model=local_model, **options)
+        return self._vector_steps.embed_texts(texts)
 
 
 def _as_text(value: Any) -> str:

@@ -124,6 +124,10 @@ class RunFolder:
         write_bytes(path, save(whole, {_MADE_FROM: fingerprint}))
         return computed
 
+    def forget(self, name: str) -> None:
+        """Compute what `arrays` keeps under this name anew at the next call."""
+        (self.steps / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+
     def commit(self, result: dict[str, Any], *, files: list[str], config: dict[str, Any]) -> None:
         """Mark the run as done."""
         success = {

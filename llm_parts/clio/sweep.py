@@ -54,6 +54,14 @@ class SweepResult:
         """The rows for a report, the chosen one marked."""
         return [{**as_row(row), "chosen": i == self.chosen} for i, row in enumerate(self.rows)]
 
+    @classmethod
+    def of(cls, rows: list[dict[str, Any]], *, settings: VectorSettings) -> SweepResult:
+        """The result of a sweep by `settings` that gave `rows`."""
+        keys, choose_by = tuple(settings.sweep.grid), settings.sweep.choose_by
+        chosen = _choose(rows, choose_by)
+        best = changed_settings(settings, {key: rows[chosen][key] for key in keys})
+        return cls(rows, keys, chosen, choose_by, best, correlate_scores(rows))
+
 
 def sweep_clusters(
     vectors: np.ndarray,
@@ -79,11 +87,10 @@ def sweep_clusters(
                 scores["stability"] = measure_stability(vectors, settings=changed, seed=seed)
             rows.append({**values, **scores})
             bar.update(1)
-    chosen = _choose(rows, settings.sweep.choose_by)
-    keys = tuple(settings.sweep.grid)
-    log.info("sweep: %s by %s", {key: rows[chosen][key] for key in keys}, settings.sweep.choose_by)
-    correlations = correlate_scores(rows)
-    return SweepResult(rows, keys, chosen, settings.sweep.choose_by, tried[chosen][1], correlations)
+    result = SweepResult.of(rows, settings=settings)
+    best = {key: rows[result.chosen][key] for key in result.keys}
+    log.info("sweep: %s is best by %s", best, result.choose_by)
+    return result
 
 
 def check_sweep(settings: VectorSettings, *, has_labels: bool) -> None:
@@ -103,6 +110,24 @@ def check_sweep(settings: VectorSettings, *, has_labels: bool) -> None:
         raise ConfigError("\n".join(f"clio.sweep.{problem}" for problem in problems))
     for _ in _combinations(settings):  # each is validated
         pass
+
+
+def changed_settings(settings: VectorSettings, values: dict[str, float]) -> VectorSettings:
+    """The settings with other values of swept keys, validated anew; the class stays that of `settings`.
+
+    Raises ConfigError for values out of range.
+    """
+    from pydantic import ValidationError
+
+    given: dict[str, Any] = {name: getattr(settings, name) for name in type(settings).model_fields}
+    inner = settings.clustering.model_dump()
+    for key, value in values.items():
+        (given if key in _TOP_LEVEL else inner)[key] = value
+    try:
+        return type(settings)(**{**given, "clustering": inner})
+    except ValidationError as invalid:
+        reason = str(invalid.errors()[0]["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"clio.sweep.grid: {values} cannot be tried: {reason}") from None
 
 
 def correlate_scores(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -144,27 +169,12 @@ def _combinations(settings: VectorSettings) -> Iterator[tuple[dict[str, float], 
     grid = settings.sweep.grid
     for values in product(*grid.values()):
         named: dict[str, float] = {key: _as_number(key, value) for key, value in zip(grid, values, strict=True)}
-        yield named, _changed(settings, named)
+        yield named, changed_settings(settings, named)
 
 
 def _as_number(key: str, value: float) -> float:
     is_whole = float(value).is_integer() and (key in _WHOLE_NUMBERS or (key == "n_clusters" and value >= 1))
     return int(value) if is_whole else value
-
-
-def _changed(settings: VectorSettings, values: dict[str, float]) -> VectorSettings:
-    """The settings with other values, validated anew; the class stays that of `settings`."""
-    from pydantic import ValidationError
-
-    given: dict[str, Any] = {name: getattr(settings, name) for name in type(settings).model_fields}
-    inner = settings.clustering.model_dump()
-    for key, value in values.items():
-        (given if key in _TOP_LEVEL else inner)[key] = value
-    try:
-        return type(settings)(**{**given, "clustering": inner})
-    except ValidationError as invalid:
-        reason = str(invalid.errors()[0]["msg"]).removeprefix("Value error, ")
-        raise ConfigError(f"clio.sweep.grid: {values} cannot be tried: {reason}") from None
 
 
 def _choose(rows: Sequence[dict[str, Any]], name: str) -> int:
