@@ -167,9 +167,14 @@ def _distinct(names: Sequence[str]) -> list[str]:
 
 
 def judge_pair(evidence: Evidence) -> dict[str, Any]:
-    """Answer `judge_pair`: which of two texts is nearer to the evidence."""
-    first, second = (" ".join(evidence.texts(*tags)) for tags in (("a", "first"), ("b", "second")))
-    shown = evidence.texts("members", "dialogue", "children", "requests")
+    """Answer `judge_pair`: which of two texts is nearer to the evidence.
+
+    The two are `<names>` or `<parents>` with an option a and b each, or stand in `<a>` and `<b>`.
+    """
+    cards = evidence.cards("names", "parents")
+    options = {str(card.get("option")): text_of(card) for card in cards}
+    first, second = (options.get(key) or " ".join(evidence.texts(key)) for key in ("a", "b"))
+    shown = _shown(evidence)
     if not shown or not (first and second):
         return {"reasoning": "there is nothing to compare", "winner": "tie"}
     nearness = vectors_of([first, second]) @ vectors_of(shown).mean(axis=0)
@@ -179,14 +184,24 @@ def judge_pair(evidence: Evidence) -> dict[str, Any]:
 
 
 def judge_score(evidence: Evidence) -> dict[str, Any]:
-    """Answer `judge_score`: how near a statement is to its evidence, 1 to 5."""
-    shown = evidence.texts("members", "dialogue", "children", "requests")
-    stated = evidence.texts("statement", "facets", "summary", "names", "name", "parents", "clusters", "cluster")
+    """Answer `judge_score`: how near a statement is to its evidence, 1 to 5; of facets the first counts."""
+    shown = _shown(evidence)
+    stated = evidence.texts("facets")[:1] or evidence.texts(
+        "statement", "summary", "names", "name", "parents", "clusters", "cluster"
+    )
     if not shown or not stated:
         return {"reasoning": "there is nothing to compare", "score": 3}
     nearness = float((vectors_of(stated) @ vectors_of(shown).T).mean())
     score = 1 + sum(nearness >= step for step in _SCORE_STEPS)
     return {"reasoning": f"the mean similarity is {nearness:.2f}", "score": score}
+
+
+def _shown(evidence: Evidence) -> list[str]:
+    """What a judge is shown: members, requests or clusters one by one, a dialogue as what its customer said."""
+    if evidence.items("dialogue"):
+        said = _customer_text(evidence.items("dialogue"))
+        return [said] if said else []
+    return evidence.texts("members", "children", "requests")
 
 
 def privacy_audit(evidence: Evidence) -> dict[str, Any]:
