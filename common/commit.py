@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from common.config import UserError, canonical_json
 
@@ -166,6 +166,30 @@ class OutputLock:
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._file.close()
+
+
+class HeldOutput:
+    """An output under its lock; a subclass says in `_claim` what it looks at, and refuses, once it holds it."""
+
+    def __init__(self, output: str | Path, *, is_file: bool) -> None:
+        self._lock = OutputLock(output, is_file=is_file)
+
+    def __enter__(self) -> Self:
+        self._lock.__enter__()
+        try:
+            self._claim()
+        except BaseException:
+            self._lock.__exit__(None, None, None)
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.__exit__(kind, value, traceback)
+
+    def _claim(self) -> None:
+        raise NotImplementedError
 
 
 # --- Identity --------------------------------------------------------------------------------------------------------

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from common.commit import Identity, OutputLock, describe_changes, remove_stale_temporaries, write_json
+from common.commit import HeldOutput, Identity, describe_changes, remove_stale_temporaries, write_json
 from common.config import UserError
 from common.outputs import library_versions, shard_entry, write_shard
 from common.shards import SUCCESS, Shard, ShardSet, Stamp, read_stamp
@@ -47,7 +46,7 @@ class LayerTask:
         return write_shard(self.shard.path, schema, tables, stamp)
 
 
-class LayerOutput:
+class LayerOutput(HeldOutput):
     """Columns added in place to the shards of another stage, shard by shard, under the lock of their folder.
 
     While a layer is being written, `_SUCCESS` says so and readers of its columns refuse; killed and started again, it
@@ -59,28 +58,17 @@ class LayerOutput:
         self.shard_set = shard_set
         self.identity = identity
         self._overwrite = overwrite
-        self._lock = OutputLock(shard_set.folder, is_file=False)
+        super().__init__(shard_set.folder, is_file=False)
 
-    def __enter__(self) -> LayerOutput:
-        self._lock.__enter__()
-        try:
-            remove_stale_temporaries(self.shard_set.folder)
-            before = self.shard_set.layer(self.name)
-            if before and before["identity"] != self.identity.to_dict() and not self._overwrite:
-                changes = describe_changes(before["identity"], self.identity.to_dict())
-                raise UserError(
-                    f"the shards in {self.shard_set.folder} already hold the result of {self.name} by another "
-                    f"configuration ({changes}); replace it with --overwrite, or write elsewhere with output_dir"
-                )
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._lock.__exit__(kind, value, traceback)
+    def _claim(self) -> None:
+        remove_stale_temporaries(self.shard_set.folder)
+        before = self.shard_set.layer(self.name)
+        if before and before["identity"] != self.identity.to_dict() and not self._overwrite:
+            changes = describe_changes(before["identity"], self.identity.to_dict())
+            raise UserError(
+                f"the shards in {self.shard_set.folder} already hold the result of {self.name} by another "
+                f"configuration ({changes}); replace it with --overwrite, or write elsewhere with output_dir"
+            )
 
     @property
     def name(self) -> str:

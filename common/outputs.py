@@ -10,16 +10,14 @@ from dataclasses import dataclass
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from common.columns import is_vector
 from common.commit import (
+    HeldOutput,
     Identity,
-    OutputLock,
     atomic_file,
     describe_changes,
-    make_folder,
     remove_stale_temporaries,
     sync_folder,
     write_json,
@@ -118,7 +116,7 @@ class ShardTask:
         return {"name": self.path.name, "n_rows": self.stamp.n_rows, "n_bytes": n_bytes}
 
 
-class StageOutput:
+class StageOutput(HeldOutput):
     """The output folder of a stage, held under its lock from the first check to `_SUCCESS`.
 
         with StageOutput(folder, identity, overwrite=overwrite) as output:
@@ -138,28 +136,19 @@ class StageOutput:
         self.identity = identity
         self._overwrite = overwrite
         self._source = source  # the folder that the stage reads
-        self._lock = OutputLock(self.folder, is_file=False)
+        super().__init__(self.folder, is_file=False)
 
-    def __enter__(self) -> StageOutput:
-        make_folder(self.folder)
+    def __enter__(self) -> Self:
         if self._source is not None and self._source.resolve() == self.folder.resolve():
             raise UserError(f"output folder {self.folder} is also the input; choose another output folder")
-        self._lock.__enter__()
-        try:
-            remove_stale_temporaries(self.folder)
-            self._refuse_foreign_files()
-            self._refuse_other_configuration()
-            if self._overwrite:
-                self._clear()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-        return self
+        return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._lock.__exit__(kind, value, traceback)
+    def _claim(self) -> None:
+        remove_stale_temporaries(self.folder)
+        self._refuse_foreign_files()
+        self._refuse_other_configuration()
+        if self._overwrite:
+            self._clear()
 
     @property
     def success(self) -> dict[str, Any] | None:
@@ -288,7 +277,7 @@ def library_versions() -> dict[str, str]:
 # --- Outputs of a single file ----------------------------------------------------------------------------------------
 
 
-class FileOutput:
+class FileOutput(HeldOutput):
     """One parquet file as the output of a stage, held under its lock; the file is its own proof of being done.
 
     Entering raises UserError where the file holds the result of another configuration or of another program (and
@@ -299,24 +288,16 @@ class FileOutput:
         self.path = Path(path)
         self.identity = identity
         self._overwrite = overwrite
-        self._lock = OutputLock(self.path, is_file=True)
+        super().__init__(self.path, is_file=True)
 
-    def __enter__(self) -> FileOutput:
+    def __enter__(self) -> Self:
         if self.path.is_dir():
             raise UserError(f"output {self.path} is a folder; give the path of a file")
-        self._lock.__enter__()
-        try:
-            remove_stale_temporaries(self.path.parent)
-            self._refuse_other_content()
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-        return self
+        return super().__enter__()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._lock.__exit__(kind, value, traceback)
+    def _claim(self) -> None:
+        remove_stale_temporaries(self.path.parent)
+        self._refuse_other_content()
 
     @property
     def is_complete(self) -> bool:
