@@ -23,9 +23,13 @@ from llm_parts.clio.taxonomy import NOISE, ClioReport, ClusterName, Hierarchy, c
 
 ASSETS_DIR = Path(__file__).with_name("assets")
 SCRIPT_NAMES = ("model.js", "map.js", "tree.js", "explorer.js")
+WARNINGS_TITLE = "Warnings"  # a table of this title is shown as text
 HIERARCHY_TITLES = {"llm": "By language model", "linkage": "By linkage"}
 
-HOVER_CHARS = 220
+TEXT_CHARS = (220, 4000)  # of a conversation: at least, at most
+TEXTS_CHARS = 24_000_000  # of all of them: what a page can hold and still open at once
+SHORT_TEXT_CHARS = 300  # in the tables
+LINE_BREAK = "\u2028"  # within a text, since lines hold texts
 ID_CHARS = 60
 MAP_STEPS = 60_000  # coordinates are rounded to so many steps: a pixel at 60 times the size of a screen
 OFF_MAP = 0xFFFF  # coordinate of a conversation without a place
@@ -43,15 +47,22 @@ def render_clio_report(report: ClioReport) -> Report:
     n_rows, n_inside = len(report.conversation_ids), int(sizes.sum())
     page = Report("What the conversations are about", f"{n_rows:,} conversations, grouped by Clio")
     page.add_facts(_facts(report, n_inside=n_inside))
-    warnings = [f"{text}." for hierarchy in report.hierarchies for text in hierarchy.warnings]
+    warnings = _warnings(report)
     if warnings:
-        page.add_text("\n\n".join(dict.fromkeys(warnings)), title="To know before you read on")
+        page.add_text("\n\n".join(warnings), title="To know before you read on")
     _add_explorer(page, report, sizes)
     _add_facets(page, report)
     _add_tables(page, report)
     _add_clusters(page, report, sizes)
     _add_audit(page, report.audit)
     return page
+
+
+def _warnings(report: ClioReport) -> list[str]:
+    """What did not go as asked for, each once, as sentences."""
+    found = [text for hierarchy in report.hierarchies for text in hierarchy.warnings]
+    found += [str(next(iter(row.values()))) for title, rows in report.tables if title == WARNINGS_TITLE for row in rows]
+    return [f"{text[:1].upper()}{text[1:].rstrip('.')}." for text in dict.fromkeys(found) if text]
 
 
 def _facts(report: ClioReport, *, n_inside: int) -> dict[str, object]:
@@ -88,7 +99,7 @@ def explorer_data(report: ClioReport, sizes: np.ndarray) -> dict[str, Any]:
         "y": _packed(steps[:, 1], "<u2"),
         "extent": extent,
         "base": _packed(report.base_labels, "<i4"),
-        "texts": _lines(report.hover, n_chars=HOVER_CHARS),
+        "texts": _lines(report.hover, n_chars=_chars_of_texts(len(report.hover))),
         "ids": _lines(report.conversation_ids, n_chars=ID_CHARS),
         "baseClusters": [[*_words(name), size] for name, size in zip(report.base_names, sizes.tolist(), strict=True)],
         "hierarchies": [_hierarchy_data(hierarchy) for hierarchy in hierarchies],
@@ -155,8 +166,19 @@ def _round_places(map_xy: np.ndarray) -> tuple[np.ndarray, list[int]]:
 
 
 def _lines(texts: Sequence[str], *, n_chars: int) -> str:
-    """Texts as the lines of one; no text keeps a line break of its own."""
-    return "\n".join(" ".join(clip_text(text, n_chars=n_chars).splitlines()) for text in texts)
+    """Texts as the lines of one; the line breaks of a text are LINE_BREAK."""
+    return "\n".join(_one_line(safe_text(text[: 2 * n_chars]), n_chars=n_chars) for text in texts)
+
+
+def _one_line(text: str, *, n_chars: int) -> str:
+    lines = (" ".join(line.split()) for line in text.splitlines())
+    joined = LINE_BREAK.join(line for line in lines if line)
+    return joined if len(joined) <= n_chars else f"{joined[:n_chars].rstrip()}…"
+
+
+def _chars_of_texts(n_texts: int) -> int:
+    least, most = TEXT_CHARS
+    return min(most, max(least, TEXTS_CHARS // max(1, n_texts)))
 
 
 def _packed(numbers: np.ndarray, kind: str) -> str:
@@ -187,7 +209,7 @@ def _add_clusters(page: Report, report: ClioReport, sizes: np.ndarray) -> None:
         above = [path[number] if path else "" for path in paths]
         rows.append([name.name, int(sizes[number]), sizes[number] / n_inside, *above])
         details.append({"Summary": [name.summary] if name.summary else [], "Conversations": examples[number]})
-    page.add_table("Base clusters", columns, rows, details=details, sort_by="Conversations", descending=True)
+    page.add_table("All base clusters", columns, rows, details=details, sort_by="Conversations", descending=True)
 
 
 def _examples(report: ClioReport) -> list[list[str]]:
@@ -195,7 +217,7 @@ def _examples(report: ClioReport) -> list[list[str]]:
     examples: list[list[str]] = [[] for _ in report.base_names]
     for label, text in zip(report.base_labels.tolist(), report.hover, strict=True):
         if label != NOISE and len(examples[label]) < EXAMPLES_PER_CLUSTER:
-            examples[label].append(text)
+            examples[label].append(clip_text(text, n_chars=SHORT_TEXT_CHARS))
     return examples
 
 
@@ -210,13 +232,13 @@ def _add_tables(page: Report, report: ClioReport) -> None:
     for title, rows in report.tables:
         if title == COMPARISON_TITLE:
             _add_comparison(page, rows)
-        elif rows:
+        elif rows and title != WARNINGS_TITLE:
             _add_rows(page, title, rows)
 
 
 def _add_comparison(page: Report, rows: Sequence[Mapping[str, Any]]) -> None:
     note = (
-        "Both stand on the same base clusters; level 1 is the top. Purity and NMI are against the labels, where there is "
+        "Both stand on the same base clusters; level 1 is the top. Purity and NMI are against labels, where there is "
         "a label column; finer levels are purer by nature. Cophenetic: the correlation of how high two base clusters "
         "meet with how far apart they lie. It, the judge's vote, calls and cost are of the whole tree."
     )

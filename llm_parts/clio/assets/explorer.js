@@ -1,6 +1,7 @@
 // The explorer puts tree, map and search side by side: <div data-explorer="ID"> is filled from the JSON element of that id.
 
 const hitsAtOnce = 50;
+const lettersInTip = 320;
 const byAuto = "below"; // colour the clusters right below the chosen one
 
 class Explorer {
@@ -47,11 +48,13 @@ class Explorer {
     root.append(
       build("div", { class: "side" }, build("div", { class: "head" }, this.search, this.switch), this.pane, this.found, this.buildNoise(), this.status),
       build("div", { class: "board" },
-        build("div", { class: "head" }, this.crumbs, build("label", { class: "by" }, "Colour ", this.menu),
+        build("div", { class: "head" },
+          build("p", { class: "hint" }, "Point at a dot to read it, click it to find its cluster. Drag moves the map; once it was clicked, the wheel zooms."),
+          build("label", { class: "by" }, "Colour ", this.menu),
           build("span", { class: "zoom" }, button("−", "Zoom out", () => this.map.zoomBy(1 / 1.6)), button("+", "Zoom in", () => this.map.zoomBy(1.6)),
             button("Fit", "Zoom to what is chosen", () => this.lookAtChosen()), button("Reset", "Show the whole map", () => this.map.reset()))),
+        this.crumbs,
         build("div", { class: "sheet" }, this.canvas, this.legend),
-        build("p", { class: "hint" }, "Point at a dot to read it, click it to find its cluster. Drag moves the map; after a click the wheel zooms."),
       ),
     );
   }
@@ -179,7 +182,7 @@ class Explorer {
     const path = [this.tree.root, ...this.tree.pathTo(this.chosen)];
     const parts = path.map((node, index) => build("button", {
       type: "button", dir: "auto", title: node.name, "aria-current": index === path.length - 1 ? "true" : null, onclick: () => this.select(node),
-    }, node.name));
+    }, index === 0 && path.length > 2 ? "All" : node.name));
     const shown = this.hits ? this.hits.length : this.chosen.depth === 0 ? this.base.length : this.chosen.size;
     const share = shown / Math.max(1, this.base.length);
     const count = this.hits ? `${shown.toLocaleString("en")} ${this.hitsTitle}` : `${shown.toLocaleString("en")} · ${formatPercent(share, share < 0.01 ? 2 : 1)}`;
@@ -208,7 +211,7 @@ class Explorer {
     if (row === null) return hideTip();
     const node = this.tree.nodeOf(row);
     const above = node ? this.tree.pathTo(node).slice(0, -1).map((one) => one.name).join(" › ") : "";
-    showTip(event.clientX, event.clientY, this.texts.get(row), node ? node.name : "In no cluster");
+    showTip(event.clientX, event.clientY, this.texts.get(row, lettersInTip), node ? node.name : "In no cluster");
     const facets = this.facets.map((facet) => (facet.values[facet.codes[row]] === undefined ? null : `${facet.name}: ${facet.values[facet.codes[row]]}`));
     for (const line of [above, [this.ids.get(row), ...facets.filter(Boolean)].join(" · ")]) {
       if (line) tip.append(build("small", { dir: "auto" }, line));
@@ -291,7 +294,7 @@ class Explorer {
     return build("li", {}, build("button", {
       type: "button", onclick: () => { this.leaveSearch(); this.visit(row); },
       onpointerenter: () => this.map.mark(row), onpointerleave: () => this.map.mark(null),
-    }, build("span", { dir: "auto" }, marked(this.texts.get(row), words)), build("small", { dir: "auto" }, `${this.ids.get(row)} · ${node ? node.name : "in no cluster"}`)));
+    }, build("span", { dir: "auto" }, marked(this.texts.get(row, 2 * lettersInTip), words)), build("small", { dir: "auto" }, `${this.ids.get(row)} · ${node ? node.name : "in no cluster"}`)));
   }
 }
 

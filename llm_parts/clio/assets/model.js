@@ -18,7 +18,11 @@ class Lines {
     this.starts = Uint32Array.from([...starts, text.length + 1]);
   }
 
-  get(row) { return this.text.slice(this.starts[row], this.starts[row + 1] - 1); }
+  /** A text with its line breaks, cut after so many letters. */
+  get(row, most = Infinity) {
+    const text = this.text.slice(this.starts[row], this.starts[row + 1] - 1).replaceAll("\u2028", "\n");
+    return text.length > most ? `${text.slice(0, most).trimEnd()}…` : text;
+  }
 
   /** Number of the line that holds a place of the text. */
   rowAt(place) {

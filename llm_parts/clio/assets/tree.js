@@ -143,9 +143,9 @@ class TreeView {
   buildExample(row) {
     const text = this.texts.get(row) || "(nothing is said of it)";
     const button = build("button", {
-      type: "button", dir: "auto", onclick: () => this.onExample(row),
+      type: "button", dir: "auto", onclick: () => { button.classList.add("open"); this.onExample(row); },
       onpointerenter: () => this.onPointTo(row), onpointerleave: () => this.onPointTo(null),
-    }, text);
+    }, build("span", {}, text));
     return build("li", {}, button);
   }
 
