@@ -77,9 +77,9 @@ def run_clio(
             try:
                 models.main.preflight()
                 report, facets = run.study()
-            except UserError:
+            except BudgetExhausted as exhausted:
                 run.write_calls()
-                raise
+                raise UserError(f"{exhausted}. Left to do: {run.what_is_left()}") from None
             failures = run.failure_rate(facets)
             result = run.write(report, facets, is_done=failures <= settings.max_failure_rate)
     log.info("%s dialogues in %.1f s", f"{len(table):,}", watch.seconds)
@@ -142,9 +142,7 @@ class ClioRun:
         self._masker = Masker(enabled=settings.mask, names=settings.mask_names)
         self._main = settings.facets[0].name
         self._labels = table.labels()
-        self._tables: Tables = []
-        self._warnings: list[str] = []
-        self._vector_steps = VectorSteps(
+        self.vector_steps = VectorSteps(
             settings,
             folder=folder,
             seed=settings.random_state,
@@ -152,12 +150,15 @@ class ClioRun:
             llm_model=local_model(models.llm),
             progress=progress,
         )
+        self._tables: Tables = []
+        self._warnings: list[str] = []
 
     def study(self) -> tuple[ClioReport, FacetTable]:
         """All steps in their order."""
         facets = self.extract()
         vectors = self.embed(facets)
-        labels, centroids = self.cluster(vectors)
+        labels, centroids = self.vector_steps.cluster(vectors)
+        self._tables += self.vector_steps.tables
         kept = self.keep_large(labels, centroids)
         base, audit = self.name(facets, vectors, kept, centroids)
         hierarchies, audit = self.build_hierarchies(base, audit)
@@ -172,34 +173,21 @@ class ClioRun:
         """Ask the facets of every dialogue."""
         asked = sum(not conversation.is_empty for conversation in self.table.conversations)
         with Progress(asked, label="facets", unit="dialogues", enabled=self._progress) as bar:
-            try:
-                facets = extract_facets(
-                    self.table.conversations,
-                    client=self.models.main,
-                    settings=self.settings,
-                    on_done=lambda: bar.update(1),
-                )
-            except BudgetExhausted as exhausted:
-                raise UserError(f"{exhausted}. No step after the facets has begun") from None
+            facets = extract_facets(
+                self.table.conversations,
+                client=self.models.main,
+                settings=self.settings,
+                on_done=lambda: bar.update(1),
+            )
         self._tables += [("Dialogues", conversation_rows(self.table, facets)), ("Facets", facet_rows(facets))]
         return facets
 
     def embed(self, facets: FacetTable) -> np.ndarray:
         """Unit vectors [n, d] of the facets; zero for a dialogue that has none."""
-        columns = self.embedded_columns(facets)
-        weights = {facet.name: facet.weight for facet in self.settings.facets} | {self._main: 1.0}
-        return self._vector_steps.embed(columns, weights=weights)
-
-    def embedded_columns(self, facets: FacetTable) -> dict[str, list[str]]:
-        """The facets that go into the vectors, as texts: the first one, and those with a weight."""
-        names = [facet.name for row, facet in enumerate(self.settings.facets) if row == 0 or facet.weight > 0]
-        return {name: [_as_text(value) for value in facets.columns[name]] for name in names}
-
-    def cluster(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels [n] and centroids [k, d] of the base clusters."""
-        labels, centroids = self._vector_steps.cluster(vectors)
-        self._tables += self._vector_steps.tables
-        return labels, centroids
+        weights = {facet.name: facet.weight for facet in self.settings.facets if facet.weight > 0} | {self._main: 1.0}
+        names = [self._main, *(name for name in weights if name != self._main)]
+        columns = {name: [_as_text(value) for value in facets.columns[name]] for name in names}
+        return self.vector_steps.embed(columns, weights=weights)
 
     def keep_large(self, labels: np.ndarray, centroids: np.ndarray) -> Kept:
         """The clusters that hold conversations and users enough to be shown."""
@@ -248,7 +236,9 @@ class ClioRun:
             return [Hierarchy(kind, [], 0, 0.0) for kind in ("llm", "linkage")], audit
         sizes = count_sizes(base.labels, n_clusters=base.n_clusters)
         client, settings = self.models.main, self.settings
-        by_llm = build_llm_hierarchy(base.names, sizes, client=client, settings=settings, embed=self.embed_texts)
+        by_llm = build_llm_hierarchy(
+            base.names, sizes, client=client, settings=settings, embed=self.vector_steps.embed_texts
+        )
         by_linkage = build_linkage_hierarchy(
             base.names,
             base.centroids,
@@ -352,7 +342,7 @@ class ClioRun:
         write_json(self.folder.folder / _AUDIT_NAME, report.audit)
         outputs.write_clio_outputs(report, self.folder.folder)
         names = [_AUDIT_NAME, outputs.TAXONOMY_NAME, outputs.CLUSTERS_NAME, outputs.FACETS_NAME, outputs.ATLAS_NAME]
-        names += [outputs.COMPARISON_NAME, outputs.MAP_NAME, outputs.REPORT_NAME, *self._vector_steps.files]
+        names += [outputs.COMPARISON_NAME, outputs.MAP_NAME, outputs.REPORT_NAME, *self.vector_steps.files]
         sizes = count_sizes(report.base_labels, n_clusters=len(report.base_names))
         result = {
             "conversations": len(self.table),
@@ -380,6 +370,13 @@ class ClioRun:
         log.info("calls: %s", {step: counts["calls"] for step, counts in steps.items()})
         return totals
 
+    def what_is_left(self) -> str:
+        """The calls of each step that are still to be made, as far as the estimate knows them."""
+        steps = self.models.ledger()
+        done = {step: counts["answered"] + counts["cached"] for step, counts in steps.items()}
+        left = {step: n - done.get(step, 0) for step, n in self.plan["calls"].items()}
+        return ", ".join(f"{step} {n}" for step, n in left.items() if n > 0) or "less than one call of each step"
+
     def failure_rate(self, facets: FacetTable) -> float:
         """The share of dialogues that are quarantined."""
         return facets.n_quarantined / max(1, len(self.table))
@@ -393,10 +390,6 @@ class ClioRun:
     def true_labels(self) -> list[str | None] | None:
         """The labels of the input, None where a row has none; None where there are none at all."""
         return [label or None for label in self._labels] if self._labels else None
-
-    def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Unit vectors [n, d] of other texts, such as names, by the embedder of the run."""
-        return self._vector_steps.embed_texts(texts)
 
 
 def _as_text(value: Any) -> str:
