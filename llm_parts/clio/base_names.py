@@ -12,6 +12,7 @@ import numpy as np
 from common.grouping import cluster_members
 from llm_parts.clio.base_clusters import members_and_outsiders, nearest_members
 from llm_parts.clio.naming import STEP, NameCheck, NameEvidence, Namer, check_names, same_names
+from llm_parts.clio.parent_names import short_name
 from llm_parts.clio.privacy import audit_names, drop_clusters
 from llm_parts.clio.taxonomy import ClusterName
 
@@ -133,7 +134,28 @@ class BaseNamer:
                 NameEvidence(self._of(rows), one.outsiders) for rows, one in zip(central, evidence, strict=True)
             ]
         step = STEP if method == self._settings.naming else f"{STEP}_{method}"
-        return Namer(self._questions, method=method, masker=self._masker, step=step).name_clusters(evidence)
+        namer = Namer(self._questions, method=method, masker=self._masker, step=step)
+        names = namer.name_clusters(evidence)
+        if method == "centroid" and self._client.settings.provider == "transformers":
+            names = namer.tell_apart(self._decode_means(names, labels), evidence)
+        return names
+
+    def _decode_means(self, names: Sequence[ClusterName], labels: np.ndarray) -> list[ClusterName]:
+        """The names that the local model gives the mean of its own states of the members; summaries stay.
+
+        Where it writes nothing, the name stays too.
+        """
+        from llm_parts.clio.patchscope import load_patchscope
+
+        llm, settings = self._client.settings, self._settings
+        scope = load_patchscope(llm.model_name, settings=settings.patchscope, load_in_4bit=llm.load_in_4bit)
+        decoded = []
+        for name, rows in zip(
+            names, _sampled(labels, len(names), settings.n_members, settings.random_state), strict=True
+        ):
+            words = short_name(self._masker.mask(scope.name(self._of(rows))))
+            decoded.append(replace(name, name=words) if words else name)
+        return decoded
 
     # --- Are they true ---
 
