@@ -76,6 +76,11 @@ class FacetTable:
         """The rows that were answered."""
         return [row for row, error in enumerate(self.errors) if error is None]
 
+    def take(self, rows: Sequence[int]) -> FacetTable:
+        """The table of some rows."""
+        columns = {name: [values[row] for row in rows] for name, values in self.columns.items()}
+        return FacetTable(columns, [self.errors[row] for row in rows])
+
 
 def extract_facets(
     conversations: Sequence[Conversation],
@@ -83,13 +88,14 @@ def extract_facets(
     client: LlmClient,
     settings: ClioSettings,
     on_done: Callable[[], None] = lambda: None,
+    step: str = STEP,
 ) -> FacetTable:
     """Ask the facets of every dialogue that has words; `on_done` is called as each is answered.
 
     Raises BudgetExhausted where the budget ends; what is answered by then is in the cache.
     """
     asked = [conversation for conversation in conversations if not conversation.is_empty]
-    requests = FacetRequests(asked, settings=settings)
+    requests = FacetRequests(asked, settings=settings, step=step)
     answers = client.ask_many(requests, on_answer=lambda _index, _answer: on_done())
     by_position = {conversation.position: answer for conversation, answer in zip(asked, answers, strict=True)}
     table = FacetTable({facet.name: [] for facet in settings.facets}, [])
@@ -111,6 +117,7 @@ class FacetRequests(Sequence[LlmRequest[FacetsAnswer]]):
         self._language = settings.output_language
         self._schema = answer_schema(settings.facets)
         self._step = step
+        self._temperature, self._top_p = settings.temperature, settings.top_p
 
     def __len__(self) -> int:
         return len(self._conversations)
@@ -121,7 +128,7 @@ class FacetRequests(Sequence[LlmRequest[FacetsAnswer]]):
         dialogue = tagged("dialogue", [turn.to_prompt() for turn in self._conversations[index].turns])
         prompt = f"{self._facets}\n\n{dialogue}"
         messages = build_messages(self._instructions, prompt, output_language=self._language)
-        return LlmRequest(messages, self._schema, "facets", step=self._step)
+        return LlmRequest(messages, self._schema, "facets", self._step, None, self._temperature, self._top_p)
 
 
 def answer_schema(facets: Sequence[Facet]) -> type[FacetsAnswer]:

@@ -87,6 +87,11 @@ class Models:
         return llm.model_copy(update=left)
 
 
+def local_model(llm: LlmSettings) -> str | None:
+    """The causal model of a provider in this process, which can embed and decode too; None for any other provider."""
+    return llm.model_name if llm.provider == "transformers" else None
+
+
 def _sum(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Counts added up; nested counts too, and None (not known) stays None."""
     total: dict[str, Any] = {}

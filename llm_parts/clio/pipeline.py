@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from common.commit import Identity, write_json
+from common.commit import write_json
 from common.config import UserError, settings_to_dict
 from common.progress import Progress, Stopwatch
 from llm_parts.client import BaseLLMProvider, BudgetExhausted
@@ -25,10 +25,10 @@ from llm_parts.clio.hierarchy_llm import build_llm_hierarchy
 from llm_parts.clio.inspection import Inspection, Tables
 from llm_parts.clio.judges import Judge
 from llm_parts.clio.masking import Masker
-from llm_parts.clio.models import Models
+from llm_parts.clio.models import Models, local_model
 from llm_parts.clio.plan import Plan
 from llm_parts.clio.privacy import Kept, add_audit, begin_audit, keep_large, withhold_parents
-from llm_parts.clio.run_folder import STAGE, RunFolder
+from llm_parts.clio.run_folder import RunFolder, identity_of
 from llm_parts.clio.run_tables import (
     by_language_rows,
     calls_rows,
@@ -37,16 +37,14 @@ from llm_parts.clio.run_tables import (
     without_empty,
 )
 from llm_parts.clio.settings import ClioSettings
+from llm_parts.clio.side_by_side import compare_extractors, sweep_sampling
 from llm_parts.clio.taxonomy import ClioReport, Hierarchy, base_paths, count_sizes
 from llm_parts.clio.vector_steps import VectorSteps, check_vector_settings
 from llm_parts.settings import LlmSettings
 
 log = logging.getLogger(__name__)
 
-# Keys of `llm` that change answers, and keys of `clio` that change no result.
-_ANSWER_KEYS = ("provider", "model", "temperature", "top_p", "seed", "max_answer_tokens", "think")
 _AUDIT_NAME = "audit.json"
-_OTHER_KEYS = frozenset(("input", "output_dir", "log_prompts", "max_failure_rate"))
 
 
 def run_clio(
@@ -92,17 +90,6 @@ def run_clio(
     return result
 
 
-def identity_of(settings: ClioSettings, llm: LlmSettings) -> Identity:
-    """What the result depends on."""
-    from common.tables import fingerprint_input
-
-    values = settings_to_dict(settings)
-    keys = {f"clio.{name}": value for name, value in values.items() if name not in _OTHER_KEYS}
-    answers = settings_to_dict(llm)
-    keys |= {f"llm.{name}": answers[name] for name in _ANSWER_KEYS}
-    return Identity(STAGE, keys, {settings.input_path: fingerprint_input(settings.input_path)})
-
-
 def check_clio(settings: ClioSettings, llm: LlmSettings) -> dict[str, Any]:
     """Validate the input and estimate calls, tokens and cost per step; nothing is asked and nothing is written."""
     table = load_conversations(settings)
@@ -114,11 +101,6 @@ def check_clio(settings: ClioSettings, llm: LlmSettings) -> dict[str, Any]:
         **Plan(table, settings=settings, llm=llm).to_dict(),
         "output_dir": settings.output_dir,
     }
-
-
-def local_model(llm: LlmSettings) -> str | None:
-    """The causal model of a provider in this process, which can embed and decode too; None for any other provider."""
-    return llm.model_name if llm.provider == "transformers" else None
 
 
 class ClioRun:
@@ -273,11 +255,24 @@ class ClioRun:
         inspection.inspect_placements(conversations, base, vectors, n_labels=n_labels)
         inspection.compare_hierarchies(hierarchies[0], hierarchies[1], base)
         inspection.compare_naming(base)
-        self._tables += inspection.tables()
+        self._tables += [*inspection.tables(), *self._side_by_side(facets, base, hierarchies[0], inspection)]
         self._warnings += inspection.warnings
         for judge in judges:
             self._warnings += [f"{judge.name}: {text}" for text in judge.questions.warnings]
         return inspection
+
+    def _side_by_side(
+        self, facets: FacetTable, base: BaseNames, by_llm: Hierarchy, inspection: Inspection
+    ) -> list[tuple[str, list[dict[str, Any]]]]:
+        """What other models, prompts and temperatures would have made of the same data."""
+        common: dict[str, Any] = {
+            "settings": self.settings,
+            "models": self.models,
+            "embed": self.vector_steps.embed_texts,
+        }
+        extracted = compare_extractors(self.table.conversations, facets, inspection=inspection, **common)
+        sampled = sweep_sampling(base, by_llm, true_labels=self.true_labels(), **common)
+        return [("Extraction by several models", extracted), ("Temperature and top_p", sampled)]
 
     def compare(self, base: BaseNames, hierarchies: Sequence[Hierarchy], inspection: Inspection) -> None:
         """The hierarchies side by side, and how well each language fares."""

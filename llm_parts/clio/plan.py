@@ -25,7 +25,7 @@ _SPREAD_OF_SIZES = 3.0  # sizes of k-means clusters are about gamma-distributed 
 _TOKENS_OF_A_FACET = 30
 _TOKENS_OF_A_NAME = 50  # with its summary
 _FIXED = 350  # instructions and rules of a prompt
-_TOKENS_OUT = {"facets": 90, "cluster_name": 100, "hierarchy_rename": 100, "linkage_rename": 100}
+_TOKENS_OUT = {"facets": 90, "compare_facets": 90, "cluster_name": 100, "hierarchy_rename": 100, "linkage_rename": 100}
 _SHORT_ANSWER = 40
 
 
@@ -59,14 +59,18 @@ class Plan:
         settings, n_base = self._settings, self._n_base
         levels = count_hierarchy_calls(n_base, n_levels=settings.levels, n_top=settings.n_top) if n_base else {}
         others = [method for method in dict.fromkeys(settings.compare_naming) if method != settings.naming]
+        n_variants = len(settings.sampling_sweep.variants())
         n_checked = settings.n_truth_checks * n_base if n_base > 1 else 0
+        by_llm = [step for step in levels if step != "linkage_rename"]
         n_audited = n_base + levels.get("hierarchy_rename", 0) + levels.get("linkage_rename", 0)
         return {
             "facets": self._n_distinct,
             "cluster_name": n_base,
             **{f"cluster_name_{method}": n_base for method in others},
             "name_check": n_checked * (1 + len(others)),
+            "cluster_name_sampling": n_base * n_variants,
             **levels,
+            **{step: levels[step] * (1 + n_variants) for step in by_llm},
             "privacy_audit": n_audited if settings.audit_threshold > 1 else 0,
             **self._judge_calls(len(others)),
         }
@@ -76,9 +80,12 @@ class Plan:
         settings, n_judges = self._settings, len(self._settings.judges)
         n_rows = min(settings.judge_sample, len(self._asked))
         n_names = min(settings.judge_sample, self._n_base) if self._n_base > 1 else 0
+        n_extracted = n_rows * len(settings.extractors) if n_judges else 0
         has_levels = bool(plan_levels(self._n_base, n_levels=settings.levels, n_top=settings.n_top))
         return {
+            "compare_facets": n_extracted,
             "judge_facets": n_rows * n_judges,
+            "judge_extraction": n_extracted * n_judges,
             "judge_names": 2 * n_names * n_judges,
             "judge_placements": 2 * n_rows * n_judges if n_names else 0,
             "judge_hierarchies": 2 * n_names * n_judges if has_levels else 0,
@@ -104,9 +111,9 @@ class Plan:
     def _tokens_in(self, step: str) -> int:
         """Tokens of one prompt of a step: of facets as they are, on a sample; of the others by what they show."""
         settings = self._settings
-        if step == "facets":
+        if step in ("facets", "compare_facets"):
             return self._mean_tokens()
-        if step in ("judge_facets", "judge_placements"):
+        if step in ("judge_facets", "judge_extraction", "judge_placements"):
             return self._mean_tokens() + count_tokens([{"role": "user", "content": PAIR_INSTRUCTIONS}])
         shown = {
             "cluster_name": (settings.n_members + settings.n_outsiders) * _TOKENS_OF_A_FACET,

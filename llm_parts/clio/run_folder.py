@@ -33,8 +33,10 @@ from common.commit import (
     write_bytes,
     write_json,
 )
-from common.config import UserError, canonical_json
+from common.config import UserError, canonical_json, settings_to_dict
 from common.outputs import library_versions
+from llm_parts.clio.settings import ClioSettings
+from llm_parts.settings import LlmSettings
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +47,22 @@ _BEGUN = "begun.json"
 _SUFFIX = ".safetensors"
 _MADE_FROM = "made_from"
 
+# Keys of `llm` that change answers, and keys of `clio` that change no result.
+_ANSWER_KEYS = ("provider", "model", "temperature", "top_p", "seed", "max_answer_tokens", "think")
+_OTHER_KEYS = frozenset(("input", "output_dir", "log_prompts", "max_failure_rate"))
+
 Arrays = dict[str, np.ndarray]
+
+
+def identity_of(settings: ClioSettings, llm: LlmSettings) -> Identity:
+    """What the result depends on."""
+    from common.tables import fingerprint_input
+
+    values = settings_to_dict(settings)
+    keys = {f"clio.{name}": value for name, value in values.items() if name not in _OTHER_KEYS}
+    answers = settings_to_dict(llm)
+    keys |= {f"llm.{name}": answers[name] for name in _ANSWER_KEYS}
+    return Identity(STAGE, keys, {settings.input_path: fingerprint_input(settings.input_path)})
 
 
 class RunFolder:

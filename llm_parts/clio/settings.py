@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -78,6 +78,26 @@ class ModelChoice(Section):
         return " ".join(dict.fromkeys([chosen.provider, chosen.model_name]))
 
 
+class Extractor(ModelChoice):
+    """A model, a prompt or both that extract the facets of a sample, to be compared with the run's own."""
+
+    facet_prompt: PromptVariant | None = Field(None, description="null: that of the run")
+
+
+class SamplingSweep(Section):
+    """Temperatures and values of top_p by which the taxonomy is made anew, to see what they change; empty for none."""
+
+    temperatures: tuple[Annotated[float, Field(ge=0, le=2)], ...] = Field((), description="each with the run's top_p")
+    top_ps: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field((), description="each with the run's temperature")
+
+    def variants(self) -> list[dict[str, float]]:
+        """The keys of `clio` that each further taxonomy changes."""
+        return [
+            *({"temperature": value} for value in self.temperatures),
+            *({"top_p": value} for value in self.top_ps),
+        ]
+
+
 class ClioSettings(VectorSettings):
     """Section `clio`; the model that is asked is that of section `llm`.
 
@@ -116,7 +136,8 @@ class ClioSettings(VectorSettings):
 
     judges: tuple[ModelChoice, ...] = Field((ModelChoice(),), description="models that judge; {} is the one of llm")
     judge_sample: int = Field(20, ge=0, description="facets, names and placements that each judge sees; 0: none")
-    extractors: tuple[ModelChoice, ...] = Field((), description="models whose facets are compared on judge_sample rows")
+    extractors: tuple[Extractor, ...] = Field((), description="others whose facets are compared on judge_sample rows")
+    sampling_sweep: SamplingSweep = SamplingSweep()
     max_failure_rate: float = Field(
         0.05, ge=0, le=1, description="share of dialogues without facets above which exit is 1"
     )
