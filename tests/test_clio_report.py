@@ -138,6 +138,18 @@ def test_arrays_are_packed_and_texts_are_lines():
     assert data["facets"][1]["values"] == ["1", "2"] and json.dumps(data)
 
 
+def test_of_very_many_conversations_a_sample_is_shown(monkeypatch):
+    monkeypatch.setattr("llm_parts.clio.report.MAX_SHOWN", 13)
+    report = make_report(39, hostile=False)
+    sizes = count_sizes(report.base_labels, n_clusters=12)
+    data = explorer_data(report, sizes)
+    assert (
+        len(data["texts"].split("\n")) == 13 and data["ids"].startswith("conv-0\n") and data["ids"].endswith("conv-38")
+    )
+    assert data["total"] == 39 and data["noise"] == 3 and sum(size for *_, size in data["baseClusters"]) == 36
+    assert "13 of 39 conversations" in render_clio_report(report).to_html()
+
+
 def test_pages_of_next_to_nothing_are_made(tmp_path):
     flat = [Hierarchy("llm", [], calls=0, cost=0.0)]
     empty = ClioReport([], np.zeros(0, np.int64), [], flat, np.zeros((0, 2), np.float32), [], {}, [])

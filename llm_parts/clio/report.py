@@ -31,6 +31,7 @@ TEXTS_CHARS = 24_000_000  # of all of them: what a page can hold and still open 
 SHORT_TEXT_CHARS = 300  # in the tables
 LINE_BREAK = "\u2028"  # within a text, since lines hold texts
 ID_CHARS = 60
+MAX_SHOWN = 200_000  # conversations in the page; of more, an even sample
 MAP_STEPS = 60_000  # coordinates are rounded to so many steps: a pixel at 60 times the size of a screen
 OFF_MAP = 0xFFFF  # coordinate of a conversation without a place
 MAX_FACET_VALUES = 24  # more values cannot be told apart by colour
@@ -87,23 +88,33 @@ def _add_explorer(page: Report, report: ClioReport, sizes: np.ndarray) -> None:
         "conversation, close to others like it; how far apart two groups lie means little."
     )
     note += f" Without a place on the map: {n_off:,}." if n_off else ""
+    n_rows = len(report.conversation_ids)
+    note += f" Dots and search hold {MAX_SHOWN:,} of {n_rows:,} conversations." if n_rows > MAX_SHOWN else ""
     page.add_widget("Explore", "explorer", explorer_data(report, sizes), style=style, script=script, note=note)
 
 
 def explorer_data(report: ClioReport, sizes: np.ndarray) -> dict[str, Any]:
     """What the explorer's script reads: arrays in base64, texts as lines; sizes [n_base] are conversations."""
-    steps, extent = _round_places(report.map_xy)
+    n_rows = len(report.conversation_ids)
+    shown = np.linspace(0, n_rows - 1, min(n_rows, MAX_SHOWN)).astype(np.int64)
+    steps, extent = _round_places(report.map_xy[shown])
     hierarchies = report.hierarchies or [Hierarchy("clusters", [], calls=0, cost=0.0)]
     return {
+        "total": n_rows,
+        "noise": n_rows - int(sizes.sum()),
         "x": _packed(steps[:, 0], "<u2"),
         "y": _packed(steps[:, 1], "<u2"),
         "extent": extent,
-        "base": _packed(report.base_labels, "<i4"),
-        "texts": _lines(report.hover, n_chars=_chars_of_texts(len(report.hover))),
-        "ids": _lines(report.conversation_ids, n_chars=ID_CHARS),
+        "base": _packed(report.base_labels[shown], "<i4"),
+        "texts": _lines([report.hover[row] for row in shown], n_chars=_chars_of_texts(len(shown))),
+        "ids": _lines([report.conversation_ids[row] for row in shown], n_chars=ID_CHARS),
         "baseClusters": [[*_words(name), size] for name, size in zip(report.base_names, sizes.tolist(), strict=True)],
         "hierarchies": [_hierarchy_data(hierarchy) for hierarchy in hierarchies],
-        "facets": [facet for name, values in report.facets.items() if (facet := _facet_data(name, values))],
+        "facets": [
+            facet
+            for name, values in report.facets.items()
+            if (facet := _facet_data(name, [values[row] for row in shown]))
+        ],
     }
 
 

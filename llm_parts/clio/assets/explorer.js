@@ -70,9 +70,9 @@ class Explorer {
     const rows = [];
     this.base.forEach((label, row) => { if (label < 0) rows.push(row); });
     if (!rows.length) return null;
-    const share = formatPercent(rows.length / this.base.length, 1);
+    const share = formatPercent(this.data.noise / this.data.total, 1);
     return build("button", { type: "button", class: "noise", onclick: () => { this.leaveSearch(); this.showHits(rows, "in no cluster"); } },
-      build("i", { class: "swatch" }), build("span", {}, "In no cluster"), build("span", { class: "size" }, `${rows.length.toLocaleString("en")} · ${share}`));
+      build("i", { class: "swatch" }), build("span", {}, "In no cluster"), build("span", { class: "size" }, `${this.data.noise.toLocaleString("en")} · ${share}`));
   }
 
   useTree(tree) {
@@ -183,8 +183,8 @@ class Explorer {
     const parts = path.map((node, index) => build("button", {
       type: "button", dir: "auto", title: node.name, "aria-current": index === path.length - 1 ? "true" : null, onclick: () => this.select(node),
     }, index === 0 && path.length > 2 ? "All" : node.name));
-    const shown = this.hits ? this.hits.length : this.chosen.depth === 0 ? this.base.length : this.chosen.size;
-    const share = shown / Math.max(1, this.base.length);
+    const shown = this.hits ? this.hits.length : this.chosen.depth === 0 ? this.data.total : this.chosen.size;
+    const share = shown / Math.max(1, this.data.total);
     const count = this.hits ? `${shown.toLocaleString("en")} ${this.hitsTitle}` : `${shown.toLocaleString("en")} · ${formatPercent(share, share < 0.01 ? 2 : 1)}`;
     this.crumbs.replaceChildren(...parts, build("span", { class: "count" }, count));
   }
