@@ -26,9 +26,10 @@ class Models:
         self.settings = settings
         self.llm = llm
         self._folder = folder
+        self._provider = provider
         self._stack = ExitStack()
         self._clients: dict[str, LlmClient] = {}
-        self.main = self._open(ModelChoice().label(llm), llm, provider)
+        self.main = self._open(ModelChoice().label(llm), llm)
 
     def questions(self) -> Questions:
         """The main model, asked with the temperature and top_p of the section `clio`."""
@@ -44,7 +45,7 @@ class Models:
         chosen = choice.llm_settings(self.llm)
         if chosen == self.llm:
             return self.main
-        name = f"{choice.label(self.llm)} at temperature {chosen.temperature}"
+        name = choice.label(self.llm)
         if name not in self._clients:
             self._open(name, self._with_what_is_left(chosen))
             self._clients[name].preflight()
@@ -66,7 +67,8 @@ class Models:
     ) -> None:
         self._stack.close()
 
-    def _open(self, name: str, llm: LlmSettings, provider: BaseLLMProvider | None = None) -> LlmClient:
+    def _open(self, name: str, llm: LlmSettings) -> LlmClient:
+        provider = self._provider if llm.provider == self.llm.provider else None
         prompts_path = self._folder.prompts_path if self.settings.log_prompts else None
         client = LlmClient(
             llm, provider=provider, prompts_path=prompts_path, default_cache_path=self._folder.cache_path

@@ -65,7 +65,8 @@ class ModelChoice(Section):
 
     def llm_settings(self, llm: LlmSettings) -> LlmSettings:
         """The section `llm` with this model in it."""
-        given: dict[str, Any] = {k: v for k, v in self.model_dump().items() if v is not None}
+        named = self.model_dump(include=set(ModelChoice.model_fields))
+        given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         if self.provider not in (None, llm.provider):  # model and address of another provider are not this one's
             given = {"model": None, "url": None, **given}
         elif self.model is None:
@@ -75,7 +76,9 @@ class ModelChoice(Section):
     def label(self, llm: LlmSettings) -> str:
         """The name of this model in reports."""
         chosen = self.llm_settings(llm)
-        return " ".join(dict.fromkeys([chosen.provider, chosen.model_name]))
+        where = [] if self.url is None else [f"({self.url})"]
+        temperature = [] if self.temperature is None else [f"at {self.temperature:g}"]
+        return " ".join(dict.fromkeys([chosen.provider, chosen.model_name, *where, *temperature]))
 
 
 class Extractor(ModelChoice):
@@ -145,11 +148,14 @@ class ClioSettings(VectorSettings):
     random_state: int = Field(7, ge=0, description="seed of all that is drawn")
 
     @model_validator(mode="after")
-    def _facets_have_names_of_their_own(self) -> ClioSettings:
+    def _nothing_stands_twice(self) -> ClioSettings:
         names = [facet.name for facet in self.facets]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"facets: the name {twice[0]!r} stands twice")
+        judges = [judge.model_dump_json() for judge in self.judges]
+        if len(set(judges)) < len(judges):
+            raise ValueError("judges: the same judge stands twice; its two votes would be one")
         if self.facets[0].type != "text":
             raise ValueError(f"facets: the first is clustered and must be of type text, not {self.facets[0].type}")
         return self
