@@ -139,6 +139,17 @@ def test_a_cut_has_exactly_as_many_groups_as_asked_for():
     assert group_vectors(np.eye(3), 5).tolist() == [0, 1, 2]
 
 
+def test_too_many_vectors_are_linked_in_groups(monkeypatch):
+    monkeypatch.setattr("llm_parts.clio.levels.MAX_LINKED", 50)
+    monkeypatch.setattr("llm_parts.clio.levels.N_LINKED_GROUPS", 12)
+    vectors = embed([name.name for name in base_clusters(20)])  # [240, 8], four colours far apart
+    merges = link(vectors)
+    assert len(merges.matrix) < 12
+    groups = cut(merges, 4)
+    assert all(len(set(groups[start : start + 60])) == 1 for start in range(0, 240, 60)) and len(set(groups)) == 4
+    assert len(set(cut(merges, 100))) == len(merges.matrix) + 1
+
+
 def test_neighborhoods_hold_every_cluster_once():
     vectors = embed([name.name for name in base_clusters(20)])  # [240, 8]
     groups = neighborhoods(vectors, seed=0)
@@ -218,6 +229,14 @@ def test_names_that_repeat_are_asked_again_together_and_told_apart():
         sharper.hierarchy_rename(prompt) if "<names>" in prompt else {"summary": "The same.", "name": "Questions"}
     )
     assert "Questions" not in {name.name for name in by_llm(sharper, levels=1, n_top=4).levels[0].names}
+
+
+def test_many_proposals_are_told_apart_in_parts(monkeypatch):
+    monkeypatch.setattr("llm_parts.clio.hierarchy_llm.NAMES_TOGETHER", 5)
+    brain = TreeBrain()
+    hierarchy = by_llm(brain)
+    assert [len(level.names) for level in hierarchy.levels] == [4, 12]
+    assert sum(step == "hierarchy_dedupe" for step, _ in brain.prompts) > 2
 
 
 def test_long_names_are_cut_to_ten_words():

@@ -29,18 +29,18 @@ def build_linkage_hierarchy(
 
     `level_sizes` are the clusters of each level, the top first: give those that the hierarchy by LLM came to,
     `[len(level.names) for level in llm.levels]`, so that the two are compared at equal sizes; None takes the planned
-    ones. Parents are named by the same namer. Raises BudgetExhausted, and UserError for too many clusters to link.
+    ones. Parents are named by the same namer. Raises BudgetExhausted.
     """
     questions = Questions(client, settings)
     planned = plan_levels(len(base_names), n_levels=settings.levels, n_top=settings.n_top)
     wanted = planned if level_sizes is None else [size for size in reversed(level_sizes) if size < len(base_names)]
     warning = levels_warning(len(base_names), n_levels=settings.levels, n_top=settings.n_top)
-    merges = link(centroids) if wanted else None
     levels: list[Level] = []
     children, vectors, weights = list(base_names), centroids, np.asarray(sizes, dtype=np.int64)
     group_of = np.arange(len(base_names))  # [n_base], the cluster of the highest level so far
-    for n_wanted in wanted:
-        above = cut(merges, n_wanted)  # [n_base]
+    for n_wanted, above in zip(wanted, _cuts(centroids, wanted), strict=True):  # above: [n_base]
+        if len(np.unique(above)) >= len(children):
+            continue  # of very many base clusters, groups were linked: there may be no more of them than this
         parent_of = np.zeros(len(children), dtype=np.int64)
         parent_of[group_of] = above  # cuts of one tree are nested: all of a group agree
         level = name_level(
@@ -56,6 +56,14 @@ def build_linkage_hierarchy(
         )
     found = tuple(text for text in [warning, *questions.warnings] if text)
     return Hierarchy("linkage", levels, calls=questions.calls, cost=questions.cost, warnings=found)
+
+
+def _cuts(centroids: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    """The group of each base cluster in cuts of one tree to these sizes, [n_base] each."""
+    if not sizes:
+        return []
+    merges = link(centroids)
+    return [cut(merges, size) for size in sizes]
 
 
 def _mean_vectors(vectors: np.ndarray, parent_of: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llm_parts.clio.levels import group_vectors, levels_warning, neighborhoods, plan_levels
+from llm_parts.clio.levels import NAMES_TOGETHER, group_vectors, levels_warning, neighborhoods, plan_levels
 from llm_parts.clio.parent_names import Questions, as_texts, count_members, log_level, name_level, short_name
 from llm_parts.clio.prompts import named_cards, tagged
 from llm_parts.clio.schemas import HierarchyAssignAnswer, HierarchyDedupeAnswer, HierarchyProposeAnswer
@@ -115,7 +115,7 @@ class _LevelBuilder:
         if self._n_wanted == 1:
             parent_of = np.zeros(len(self._children), dtype=np.int64)
         else:
-            names = self._distinct(self._propose(seed=seed))
+            names = self._distinct(self._propose(seed=seed), seed=seed)
             parent_of = self._with_progress(self._assign(names, seed=seed))
         return name_level(
             self._children,
@@ -165,22 +165,36 @@ class _LevelBuilder:
     def _central_names(self, rows: np.ndarray, n_names: int) -> list[str]:
         return [self._children[rows[row]].name for row in _medoids(self._vectors[rows], n_names)]
 
-    def _distinct(self, names: list[str]) -> list[str]:
+    def _distinct(self, names: list[str], *, seed: int) -> list[str]:
         """The proposals, each meaning once, and no more of them than the level may have."""
         if len(names) > 1:
-            prompt = f"{tagged('names', [{'name': name} for name in names])}\n\nAbout {self._n_wanted} should be left."
-            answer = self._questions.ask(
-                [prompt],
-                instructions=DEDUPE_INSTRUCTIONS,
-                schema=HierarchyDedupeAnswer,
-                schema_name="hierarchy_dedupe",
-                step="hierarchy_dedupe",
-            )[0]
-            kept = _without_repetition(answer.names) if answer is not None else names
+            kept = _without_repetition(self._deduped(names, seed=seed))
             names = kept if len(kept) > 1 else names
         if len(names) > _most(self._n_wanted):
             names = [names[row] for row in _medoids(self._embed(names), self._n_wanted)]
         return names
+
+    def _deduped(self, names: list[str], *, seed: int) -> list[str]:
+        """What is left of names that mean the same; many are shown in parts, like names together."""
+        groups = [np.arange(len(names))]
+        if len(names) > NAMES_TOGETHER:
+            groups = neighborhoods(self._embed(names), seed=seed, size=NAMES_TOGETHER)
+        prompts = []
+        for group in groups:
+            n_left = max(1, round(self._n_wanted * len(group) / len(names)))
+            cards = [{"name": names[row]} for row in group]
+            prompts.append(f"{tagged('names', cards)}\n\nAbout {n_left} should be left.")
+        answers = self._questions.ask(
+            prompts,
+            instructions=DEDUPE_INSTRUCTIONS,
+            schema=HierarchyDedupeAnswer,
+            schema_name="hierarchy_dedupe",
+            step="hierarchy_dedupe",
+        )
+        left: list[str] = []
+        for group, answer in zip(groups, answers, strict=True):
+            left += answer.names if answer is not None and answer.names else [names[row] for row in group]
+        return left
 
     # --- Children ----------------------------------------------------------------------------------------------------
 

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from common.config import UserError
-
 NEIGHBORHOOD_SIZE = 40  # clusters that are shown together when parents are proposed
-MAX_LINKED = 15_000  # a tree of merges needs all pairs: 900 MB of distances from here on
+NAMES_TOGETHER = 100  # proposed names that are shown together to be told apart
+MAX_LINKED = 10_000  # a tree of merges needs the distances of all pairs: 400 MB of them
+N_LINKED_GROUPS = 5_000  # into which more vectors are put before they are linked
+
+
+@dataclass(frozen=True)
+class Merges:
+    """A tree of merges over vectors, or over groups of them where there are too many."""
+
+    matrix: Any  # scipy's linkage matrix [m - 1, 4]
+    leaf_of: np.ndarray  # [n] int64, the leaf that each vector is under
 
 
 def plan_levels(n_base: int, *, n_levels: int, n_top: int) -> list[int]:
@@ -45,42 +54,45 @@ def count_hierarchy_calls(n_base: int, *, n_levels: int, n_top: int) -> dict[str
     children = [n_base, *sizes][: len(sizes)]
     n_renames = sum(min(size, n_children - size) for size, n_children in zip(sizes, children, strict=True))
     return {
-        "hierarchy_propose": sum(count_neighborhoods(n) for n in children),
-        "hierarchy_dedupe": sum(size > 1 for size in sizes),
+        "hierarchy_propose": sum(count_groups(n, NEIGHBORHOOD_SIZE) for n in children),
+        "hierarchy_dedupe": sum(count_groups(size, NAMES_TOGETHER) for size in sizes if size > 1),
         "hierarchy_assign": sum(n for n, size in zip(children, sizes, strict=True) if size > 1),
         "hierarchy_rename": n_renames,
         "linkage_rename": n_renames,
     }
 
 
-def count_neighborhoods(n_clusters: int) -> int:
-    """How many neighbourhoods of about NEIGHBORHOOD_SIZE hold all clusters."""
-    return max(1, math.ceil(n_clusters / NEIGHBORHOOD_SIZE - 0.25))
+def count_groups(n_items: int, size: int) -> int:
+    """How many groups of about `size` hold all items; the last quarter of one is shared out among the others."""
+    return max(1, math.ceil(n_items / size - 0.25))
 
 
-def link(vectors: np.ndarray) -> Any:
-    """The tree of merges of vectors [n, d] by Ward's criterion: scipy's linkage matrix [n - 1, 4].
-
-    Raises UserError for so many vectors that all their pairs cannot be held.
-    """
+def link(vectors: np.ndarray) -> Merges:
+    """The tree of merges of vectors [n, d] by Ward's criterion; beyond MAX_LINKED of them, of N_LINKED_GROUPS means."""
     from scipy.cluster.hierarchy import linkage
 
-    if len(vectors) > MAX_LINKED:
-        raise UserError(
-            f"clio: a linkage hierarchy over {len(vectors):,} base clusters would need the distances of all pairs; "
-            f"set clio.n_clusters to {MAX_LINKED:,} at most"
-        )
-    return linkage(np.asarray(vectors, dtype=np.float64), method="ward")
+    rows = np.asarray(vectors, dtype=np.float64)
+    leaf_of = np.arange(len(rows))
+    if len(rows) > MAX_LINKED:
+        from sklearn.cluster import MiniBatchKMeans
+
+        labels = MiniBatchKMeans(N_LINKED_GROUPS, n_init=1, random_state=0).fit_predict(rows)
+        leaf_of = np.unique(labels, return_inverse=True)[1]
+        rows = np.stack([rows[leaf_of == leaf].mean(axis=0) for leaf in range(leaf_of.max() + 1)])
+    return Merges(linkage(rows, method="ward"), leaf_of)
 
 
-def cut(merges: Any, n_groups: int) -> np.ndarray:
+def cut(merges: Merges, n_groups: int) -> np.ndarray:
     """The groups after all but the last n_groups - 1 merges, exactly as many as asked for: [n] int64 from 0.
 
-    fcluster cuts by a height and gives fewer groups where heights are equal; a cut by number never does.
+    fcluster cuts by a height and gives fewer groups where heights are equal; a cut by number never does. There are
+    fewer groups only where there are fewer leaves.
     """
     from scipy.cluster.hierarchy import cut_tree
 
-    return cut_tree(merges, n_clusters=n_groups)[:, 0].astype(np.int64)
+    n_leaves = len(merges.matrix) + 1
+    groups = cut_tree(merges.matrix, n_clusters=min(n_groups, n_leaves))[:, 0]  # [n_leaves]
+    return groups[merges.leaf_of].astype(np.int64)
 
 
 def group_vectors(vectors: np.ndarray, n_groups: int) -> np.ndarray:
@@ -90,9 +102,9 @@ def group_vectors(vectors: np.ndarray, n_groups: int) -> np.ndarray:
     return cut(link(vectors), n_groups)
 
 
-def neighborhoods(vectors: np.ndarray, *, seed: int) -> list[np.ndarray]:
-    """Row numbers of clusters that lie together, about NEIGHBORHOOD_SIZE in each; equal vectors count once."""
-    n_groups = min(count_neighborhoods(len(vectors)), len(np.unique(vectors, axis=0)))
+def neighborhoods(vectors: np.ndarray, *, seed: int, size: int = NEIGHBORHOOD_SIZE) -> list[np.ndarray]:
+    """Row numbers of what lies together, about `size` in each; equal vectors are in one."""
+    n_groups = min(count_groups(len(vectors), size), len(np.unique(vectors, axis=0)))
     if n_groups < 2:
         return [np.arange(len(vectors))]
     from sklearn.cluster import KMeans

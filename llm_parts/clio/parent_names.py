@@ -85,7 +85,8 @@ class Questions:
     @property
     def cost(self) -> float:
         """What these questions cost, when they were paid; NaN where the price of the model is not known."""
-        return self._cost_so_far() - self._cost_before
+        # Rounded: a run that was resumed begins its sum at another place, and must end with the same number.
+        return round(self._cost_so_far() - self._cost_before, 8)
 
     @property
     def warnings(self) -> tuple[str, ...]:

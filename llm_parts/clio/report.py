@@ -25,6 +25,10 @@ ASSETS_DIR = Path(__file__).with_name("assets")
 SCRIPT_NAMES = ("model.js", "map.js", "tree.js", "explorer.js")
 WARNINGS_TITLE = "Warnings"  # a table of this title is shown as text
 HIERARCHY_TITLES = {"llm": "By language model", "linkage": "By linkage"}
+HIERARCHY_NOTES = {
+    "llm": "Broader clusters proposed by the model, and each cluster sorted into one of them by it",
+    "linkage": "Clusters merged step by step with the nearest one, by Ward's criterion",
+}
 
 TEXT_CHARS = (220, 4000)  # of a conversation: at least, at most
 TEXTS_CHARS = 24_000_000  # of all of them: what a page can hold and still open at once
@@ -37,6 +41,7 @@ OFF_MAP = 0xFFFF  # coordinate of a conversation without a place
 MAX_FACET_VALUES = 24  # more values cannot be told apart by colour
 NO_VALUE = 255
 EXAMPLES_PER_CLUSTER = 5
+MAX_CLUSTERS_WITH_EXAMPLES = 2_000  # in the table; the tree shows them for all
 NAMES_IN_CAPITALS = ("acc", "ami", "ari", "llm", "nmi")
 SHORT_NAMES = {"n_clusters": "Clusters", "largest_share": "Largest", "cophenetic_correlation": "Cophenetic"}
 SHARES = frozenset(("largest_share", "label_purity", "judge_vote", "share", "purity", "rate"))  # shown as percentages
@@ -122,6 +127,7 @@ def _hierarchy_data(hierarchy: Hierarchy) -> dict[str, Any]:
     return {
         "kind": hierarchy.kind,
         "title": HIERARCHY_TITLES.get(hierarchy.kind, safe_text(hierarchy.kind)),
+        "note": HIERARCHY_NOTES.get(hierarchy.kind, ""),
         "levels": [
             {"names": [_words(name) for name in level.names], "parents": level.parent_of.tolist()}
             for level in hierarchy.levels
@@ -224,8 +230,10 @@ def _add_clusters(page: Report, report: ClioReport, sizes: np.ndarray) -> None:
 
 
 def _examples(report: ClioReport) -> list[list[str]]:
-    """The first few conversations of each base cluster."""
+    """The first few conversations of each base cluster; none where there are very many clusters."""
     examples: list[list[str]] = [[] for _ in report.base_names]
+    if len(examples) > MAX_CLUSTERS_WITH_EXAMPLES:
+        return examples
     for label, text in zip(report.base_labels.tolist(), report.hover, strict=True):
         if label != NOISE and len(examples[label]) < EXAMPLES_PER_CLUSTER:
             examples[label].append(clip_text(text, n_chars=SHORT_TEXT_CHARS))

@@ -61,7 +61,7 @@ class Explorer {
 
   buildSwitch() {
     if (this.trees.length < 2) return null;
-    const buttons = this.trees.map((tree) => build("button", { type: "button", role: "radio", onclick: () => this.useTree(tree) }, tree.title));
+    const buttons = this.trees.map((tree) => build("button", { type: "button", role: "radio", title: tree.note || null, onclick: () => this.useTree(tree) }, tree.title));
     return build("div", { class: "switch", role: "radiogroup", "aria-label": "Hierarchy" }, ...buttons);
   }
 

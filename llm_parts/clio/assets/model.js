@@ -66,6 +66,7 @@ class ClusterTree {
   constructor(hierarchy, baseClusters, base) {
     this.kind = hierarchy.kind;
     this.title = hierarchy.title;
+    this.note = hierarchy.note;
     this.depths = hierarchy.levels.length + 1; // of the base clusters
     this.base = base; // [n] base cluster of each conversation
     this.nodes = [{ id: 0, name: "All conversations", summary: "", depth: 0, number: 0, parent: null, children: [], size: 0 }];
