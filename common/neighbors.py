@@ -94,12 +94,13 @@ class _Best:
         Few scores beat what a row has once it has seen some blocks, so that only those are looked at.
         """
         width = scores.shape[1]
-        hits = np.flatnonzero(scores > self._least[first_row:])
-        if len(hits) > 4 * self.ids.shape[1] * width:  # the first block, or nearer rows come late
+        is_hit = scores > self._least[first_row:]
+        n_hits = np.count_nonzero(is_hit)  # counted before they are listed: of the first block all are
+        if n_hits > 4 * self.ids.shape[1] * width:  # the first block, or nearer rows come late
             columns, values = _top_grouped(np.ascontiguousarray(scores.T), self.ids.shape[1])
             self.merge(np.arange(first_row, first_row + width), columns + first_id, values)
-        elif len(hits):
-            lines, columns = np.divmod(hits, width)
+        elif n_hits:
+            lines, columns = np.divmod(np.flatnonzero(is_hit), width)
             self._merge_hits(columns + first_row, lines + first_id, scores[lines, columns])
 
     def _merge_hits(self, rows: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
