@@ -153,6 +153,7 @@ def write_parallel_png(
     """Write parallel coordinates: one line per row of places, 0 (below) to 1 (above), those of higher value on top.
 
     `axis_ticks` names the places of each axis from below to above, evenly spread. A place that is NaN breaks the line.
+    Lines through the same places lie a little apart, so that their number shows.
     """
     import numpy as np
     from matplotlib.cm import ScalarMappable
@@ -162,9 +163,16 @@ def write_parallel_png(
     axes.grid(visible=False)
     low, high = (min(values), max(values)) if len(values) else (0.0, 1.0)
     scale = ScalarMappable(Normalize(low, high if high > low else low + 1.0), "viridis")
+    apart = np.random.default_rng(0).uniform(-0.025, 0.025, (len(lines), len(axis_names)))
     for row in np.argsort(values, kind="stable"):
         alpha = 0.15 + 0.75 * (values[row] - low) / ((high - low) or 1.0)
-        axes.plot(range(len(axis_names)), lines[row], color=scale.to_rgba(values[row]), alpha=alpha, linewidth=1.4)
+        axes.plot(
+            range(len(axis_names)),
+            lines[row] + apart[row],
+            color=scale.to_rgba(values[row]),
+            alpha=alpha,
+            linewidth=1.4,
+        )
     for place, ticks in enumerate(axis_ticks):
         axes.axvline(place, color=LINE, linewidth=1, zorder=0)
         for step, name in enumerate(ticks):

@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
-SCRIPTS = {
+SCRIPTS: dict[str, str | None] = {
     "cluster_supervise": "supervise",
     "cluster_normalize_and_pca": "normalize_and_pca",
     "cluster_train_clusters": "train",
     "cluster_purity_counter": "purity_counter",
     "cluster_update_dataset": "update_dataset",
     "tests.bad_writers": "bad_writer",
+    "iterative_tuning": None,
 }
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -169,6 +170,7 @@ def call_main(script: str, argv: list[str]) -> int:
         doc=module.__doc__,
         section=SCRIPTS[script],
         check=module.check,
+        add_arguments=getattr(module, "add_arguments", None),
         known_sections=(*cli.CLUSTERING_SECTIONS, "bad_writer"),
         argv=argv,
     )

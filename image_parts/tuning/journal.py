@@ -9,6 +9,7 @@ is cut off when the journal is opened again.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
@@ -28,6 +29,13 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+    class Quick(JournalFileBackend):
+        """Without a flush to the disk after every line: a batch is flushed as a whole, by `flush_journal`."""
+
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            with path.open("ab") as file:
+                file.write("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in logs).encode())
+
     class HeldAlready(JournalFileOpenLock):
         """Optuna's own lock is a file that outlives a killed process for half a minute."""
 
@@ -40,7 +48,13 @@ def open_journal(path: Path) -> optuna.storages.JournalStorage:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     make_folder(path.parent)
     _cut_torn_line(path)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=HeldAlready(str(path))))
+    return JournalStorage(Quick(str(path), lock_obj=HeldAlready(str(path))))
+
+
+def flush_journal(path: Path) -> None:
+    """Make sure that what was appended survives a power cut."""
+    with path.open("ab") as file:
+        os.fsync(file.fileno())
 
 
 def journal_study(journal: optuna.storages.JournalStorage, name: str) -> optuna.Study:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.commit import atomic_file, remove_stale_temporaries, write_json
+from common.commit import make_folder, remove_stale_temporaries, write_json
 from common.config import UserError
 from image_parts.purity import PurityReport
 from image_parts.tables import COSINE_MATRIX, PURITY_REPORT
@@ -30,25 +30,34 @@ def iteration_dir(tuning_dir: Path, iteration: int) -> Path:
 
 
 def write_evaluation(tuning_dir: Path, evaluation: Evaluation, report: PurityReport | None) -> None:
-    """Write the files of one evaluation; from the last one on it counts as done."""
+    """Write the files of one evaluation; from the last one on it counts as done.
+
+    Only that one is flushed to the disk. It holds the sizes of the others, by which they are known to be whole.
+    """
     folder = iteration_dir(tuning_dir, evaluation.iteration)
+    sizes = {}
     if report is not None:
-        with atomic_file(folder / COSINE_MATRIX) as file:
+        make_folder((folder / PURITY_REPORT).parent)
+        with (folder / COSINE_MATRIX).open("wb") as file:
             np.save(file, report.centroid_cosine_matrix)
-        write_json(
-            folder / PURITY_REPORT, {**report.to_dict(), "tuning": evaluation.metrics, "score": evaluation.score}
-        )
-    write_json(folder / EVALUATION, evaluation.to_dict())
+        values = {**report.to_dict(), "tuning": evaluation.metrics, "score": evaluation.score}
+        (folder / PURITY_REPORT).write_bytes((json.dumps(values, indent=1) + "\n").encode())
+        sizes = {name: (folder / name).stat().st_size for name in (COSINE_MATRIX, PURITY_REPORT)}
+    write_json(folder / EVALUATION, {**evaluation.to_dict(), "sizes": sizes})
 
 
 def read_evaluation(tuning_dir: Path, iteration: int) -> Evaluation | None:
     """One evaluation as it was written; None where it was not finished or is damaged, so that it is made again."""
     path = iteration_dir(tuning_dir, iteration) / EVALUATION
     try:
-        return Evaluation(**json.loads(path.read_bytes()))
+        values = json.loads(path.read_bytes())
+        for name, size in values.pop("sizes").items():
+            if (path.parent / name).stat().st_size != size:
+                raise ValueError(f"{name} beside it is not whole")
+        return Evaluation(**values)
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError) as problem:
+    except (ValueError, TypeError, KeyError, AttributeError) as problem:
         log.warning("%s is damaged; this candidate is evaluated again: %s", path, problem)
         return None
 
@@ -61,9 +70,8 @@ class Records:
         self._by_key: dict[tuple[int, str], Evaluation] = {}
         folders = sorted(tuning_dir.glob("[0-9]*")) if tuning_dir.is_dir() else []
         for folder in folders:
-            for inner in (folder, folder / "metrics"):
-                if inner.is_dir():
-                    remove_stale_temporaries(inner)
+            if folder.is_dir():
+                remove_stale_temporaries(folder)
             evaluation = read_evaluation(tuning_dir, int(folder.name)) if folder.name.isdigit() else None
             if evaluation is not None:
                 self.add(evaluation)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -115,10 +114,12 @@ def progress_series(result: SearchResult) -> dict[str, list[tuple[float, float]]
     for name, phase in (("phase 1, sample", result.sample), ("all images", result.whole)):
         if phase is None:
             continue
-        scored = [(float(found.iteration), _score(found)) for found in phase.evaluations if found.score is not None]
-        best = itertools.accumulate((score for _, score in scored), max)
-        steps = list(zip((number for number, _ in scored), best, strict=True))
-        series[name] = [step for i, step in enumerate(steps) if i in (0, len(steps) - 1) or step[1] != steps[i - 1][1]]
+        steps: list[tuple[float, float]] = []
+        for found in phase.evaluations:
+            if found.score is not None and (not steps or found.score > steps[-1][1]):
+                steps += [(float(found.iteration), steps[-1][1])] if steps else []
+                steps.append((float(found.iteration), found.score))
+        series[name] = [*steps, (float(phase.evaluations[-1].iteration), steps[-1][1])] if steps else []
     return series
 
 

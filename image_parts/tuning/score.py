@@ -6,13 +6,14 @@ noise and m = the share of the largest cluster:
 
     score = (1 - u) * (1.15 * (1 - c) + 0.75 * s + 0.25 * (1 - x))
             - 2.2 * over(c, max_centroid_cosine) - 1.5 * under(r, min_silhouette) - 1.0 * over(x, max_nn_cross_ratio)
-            - 1.0 * (h + u) - 3.0 * over(m, max_largest_share) ** 2
+            - 3.0 * h ** 2 - 3.0 * over(m, max_largest_share) ** 2
 
     over(v, t) = max(0, v - t) / (1 - t)          how far above the threshold, 1 at the worst
     under(v, t) = max(0, t - v) / (1 + t)         how far below
 
 Points that are thrown away count in no measure, so what they bring there is taken by (1 - u) and by the penalty on
-noise; a cluster that swallows the others has fine measures, which the penalty on dominance outweighs. Fewer than two
+noise, which looks behind noise_handling; a cluster that swallows the others has fine measures, which the penalty on
+dominance outweighs. Both are squared: a little costs next to nothing, a lot more than it can gain. Fewer than two
 clusters are no clustering and get the least score that there is.
 """
 
@@ -41,7 +42,7 @@ def score_of(metrics: Mapping[str, float | None], settings: ScoreSettings, thres
         settings.penalty_centroid_cosine * _over(alike, thresholds.max_centroid_cosine)
         + settings.penalty_silhouette * _under(reduced, thresholds.min_silhouette)
         + settings.penalty_cross_ratio * _over(cross, thresholds.max_nn_cross_ratio)
-        + settings.penalty_noise * (noise + unassigned)
+        + settings.penalty_noise * noise**2
         + settings.penalty_dominance * _over(metrics["largest_share"] or 0.0, settings.max_largest_share) ** 2
     )
     return (1 - unassigned) * quality - penalty
@@ -55,7 +56,7 @@ def least_score(settings: ScoreSettings) -> float:
         + settings.penalty_centroid_cosine
         + settings.penalty_silhouette
         + settings.penalty_cross_ratio
-        + 2 * settings.penalty_noise
+        + settings.penalty_noise
         + settings.penalty_dominance
     )
 

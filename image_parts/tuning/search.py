@@ -1,6 +1,6 @@
 """What to try next: Optuna's samplers, asked in batches, each a pure function of the seed and of what was found before.
 
-    search = Search(space, settings.tuning, study_name="phase 2", journal=journal)
+    search = Search(space, settings.tuning, study_name="phase 2", journal_path=path)
     for proposals in iter(search.propose, []): search.tell(proposals, outcomes)
 
 A sampler is made anew for every trial, seeded by the seed of the search and the number of the trial, so that no state
@@ -15,9 +15,10 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from image_parts.tuning.journal import copy_trial, journal_study
+from image_parts.tuning.journal import copy_trial, flush_journal, journal_study, open_journal
 from image_parts.tuning.settings import TuningSettings
 from image_parts.tuning.space import Choice, Parameter, SearchSpace
 
@@ -59,7 +60,7 @@ class Search:
         tuning: TuningSettings,
         *,
         name: str,
-        journal: optuna.storages.JournalStorage,
+        journal_path: Path,
         forced: Sequence[Choice] = (),
         only_forced: bool = False,
     ) -> None:
@@ -67,7 +68,8 @@ class Search:
 
         self._space, self._tuning, self._name = space, tuning, name
         self._forced, self._only_forced = list(forced), only_forced
-        self._stored = journal_study(journal, name)
+        self._journal_path = journal_path
+        self._stored = journal_study(open_journal(journal_path), name)
         self._study = optuna.create_study(direction="maximize")
         self._n_idle = 0  # batches in a row that brought nothing new
         self.outcomes: list[tuple[Proposal, Outcome]] = []
@@ -106,7 +108,9 @@ class Search:
         for proposal, outcome in zip(proposals, outcomes, strict=True):
             self._tell(proposal, outcome)
             if proposal.number >= n_stored:
-                self._stored.add_trial(copy_trial(self._study.trials[proposal.number]))
+                trial = self._study.get_trials(deepcopy=False)[proposal.number]
+                self._stored.add_trial(copy_trial(trial))
+        flush_journal(self._journal_path)
         self._note(proposals, outcomes)
 
     def _ask(self, number: int) -> Proposal:
@@ -151,13 +155,13 @@ class Search:
             self._note(proposals, [Outcome(**trial.user_attrs[_OUTCOME]) for trial in batch])
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        from optuna.samplers import NSGAIISampler, RandomSampler, TPESampler
+        from optuna.samplers import RandomSampler, TPESampler
 
         seed = trial_seed(self._tuning.seed, self._name, number)
         strategy, is_idle = self._tuning.search_strategy, self._n_idle > 0  # after an idle batch: one at random
         if strategy == "evolution":
             rate = 1.0 if is_idle else self._tuning.mutation_rate
-            return NSGAIISampler(seed=seed, population_size=self._tuning.population_size, mutation_prob=rate)
+            return _evolution(seed=seed, population_size=self._tuning.population_size, mutation_prob=rate)
         if strategy == "grid" and not self._only_forced:
             return self._grid
         if is_idle or self._only_forced:
@@ -184,6 +188,18 @@ class Search:
             for parameter in self._space.parameters
             if parameter.name in choice
         }
+
+
+def _evolution(**options: Any) -> optuna.samplers.BaseSampler:
+    from optuna.samplers import NSGAIISampler
+
+    class SteadyNsga(NSGAIISampler):
+        """Parents in the order of trials: as Optuna reads them from its cache, but not as it first selects them."""
+
+        def select_parent(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
+            return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+    return SteadyNsga(**options)
 
 
 def trial_seed(seed: int, name: str, number: int) -> int:

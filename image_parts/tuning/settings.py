@@ -19,8 +19,8 @@ class ScoreSettings(Section):
     penalty_centroid_cosine: float = Field(2.2, ge=0, le=100, description="above purity.max_centroid_cosine")
     penalty_silhouette: float = Field(1.5, ge=0, le=100, description="below purity.min_silhouette")
     penalty_cross_ratio: float = Field(1.0, ge=0, le=100, description="above purity.max_nn_cross_ratio")
-    penalty_noise: float = Field(1.0, ge=0, le=100, description="for images that HDBSCAN leaves out")
-    penalty_dominance: float = Field(3.0, ge=0, le=100, description="for a cluster above max_largest_share")
+    penalty_noise: float = Field(3.0, ge=0, le=100, description="for images that HDBSCAN leaves out, squared")
+    penalty_dominance: float = Field(3.0, ge=0, le=100, description="for a cluster above max_largest_share, squared")
     max_largest_share: float = Field(0.5, gt=0, lt=1, description="share of all images that one cluster may hold")
 
 

@@ -143,7 +143,8 @@ def read_space(settings: ImageSettings) -> SearchSpace:
     parameters = [_read_parameter(settings, name, values, problems) for name, values in tuning.search_space.items()]
     if problems:
         raise ConfigError("\n  ".join(["tuning.search_space:", *problems]))
-    parameters.sort(key=lambda parameter: (parameter.name not in _DECIDES,))  # stable
+    rank = {name: place for place, name in enumerate(_DECIDES)}
+    parameters.sort(key=lambda parameter: rank.get(parameter.name, len(rank)))  # stable
     space = SearchSpace(settings, tuple(parameters))
     if tuning.search_strategy == "grid" and space.n_points > MAX_GRID_POINTS:
         raise ConfigError(

@@ -11,14 +11,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from common.backend import Backend
 from common.config import UserError
 from image_parts.scan import ScannedImages
 from image_parts.settings import ImageSettings
 from image_parts.tuning.evaluate import Evaluation
-from image_parts.tuning.journal import open_journal
 from image_parts.tuning.phases import (
     JournalMismatch,
     Phase,
@@ -32,9 +30,6 @@ from image_parts.tuning.records import Records
 from image_parts.tuning.samples import Samples
 from image_parts.tuning.search import Search
 from image_parts.tuning.space import Choice, SearchSpace, UnfitChoice, choice_key
-
-if TYPE_CHECKING:
-    import optuna
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +99,7 @@ def search_candidates(
     around = _Surroundings(space, scanned, records, backend, stage_root, deadline, tell)
     path = records.tuning_dir / JOURNAL
     try:
-        return _search(around, open_journal(path))
+        return _search(around)
     except JournalMismatch as problem:
         log.warning("%s does not fit the evaluations that are there (%s); it is made anew from them", path, problem)
     except (ValueError, KeyError, TypeError) as damage:
@@ -112,27 +107,27 @@ def search_candidates(
             raise
         log.warning("%s is damaged (%s); it is made anew from the evaluations that are there", path, damage)
     path.unlink()
-    return _search(around, open_journal(path))
+    return _search(around)
 
 
-def _search(around: _Surroundings, journal: optuna.storages.JournalStorage) -> SearchResult:
+def _search(around: _Surroundings) -> SearchResult:
     tuning = around.space.base.tuning
     if not tuning.two_phase_enabled:
         samples = around.samples(None)
-        whole = _run(around, samples, Phase(2, tuning.max_evaluations), journal, forced=(), n_before=0)
+        whole = _run(around, samples, Phase(2, tuning.max_evaluations), forced=(), n_before=0)
         return SearchResult(None, whole, None, 0, samples)
-    sample = _search_sample(around, journal)
+    sample = _search_sample(around)
     samples = around.samples(None)
     seeds = _best_choices(sample, tuning.phase2_top_k_seeds)
     is_grid = tuning.search_strategy == "grid"
     budget = max(1, tuning.max_evaluations - len(sample.evaluations))
     forced = spread(around.space, seeds, limit=budget, n_rounds=None if is_grid else 1)
-    whole = _run(around, samples, Phase(2, budget), journal, forced=forced, n_before=len(sample.evaluations))
+    whole = _run(around, samples, Phase(2, budget), forced=forced, n_before=len(sample.evaluations))
     correlation, n_pairs = correlate(sample, whole)
     return SearchResult(sample, whole, correlation, n_pairs, samples)
 
 
-def _search_sample(around: _Surroundings, journal: optuna.storages.JournalStorage) -> PhaseResult:
+def _search_sample(around: _Surroundings) -> PhaseResult:
     """Phase 1."""
     tuning = around.space.base.tuning
     samples = around.samples(tuning.phase1_fraction)
@@ -140,7 +135,7 @@ def _search_sample(around: _Surroundings, journal: optuna.storages.JournalStorag
     check_fraction(around.space, n_distinct=shape[0])
     budget = max(1, min(round(tuning.max_evaluations * tuning.phase1_budget_ratio), tuning.max_evaluations - 1))
     log.info("phase 1: up to %d evaluations on %d distinct images", budget, shape[0])
-    found = _run(around, samples, Phase(1, budget, tuning.phase1_fraction), journal, forced=(), n_before=0)
+    found = _run(around, samples, Phase(1, budget, tuning.phase1_fraction), forced=(), n_before=0)
     if not found.is_finished:
         raise UserError(
             f"tuning.timeout_s {tuning.timeout_s:g} was over in phase 1, after {len(found.evaluations)} evaluations; "
@@ -159,7 +154,6 @@ def _run(
     around: _Surroundings,
     samples: Samples,
     phase: Phase,
-    journal: optuna.storages.JournalStorage,
     *,
     forced: Sequence[Choice],
     n_before: int,
@@ -169,7 +163,7 @@ def _run(
         around.space,
         tuning,
         name=f"phase {phase.number}",
-        journal=journal,
+        journal_path=around.records.tuning_dir / JOURNAL,
         forced=forced,
         only_forced=bool(forced) and tuning.search_strategy == "grid",
     )

@@ -1,0 +1,92 @@
+"""What a search proposes is a pure function of its seed and of what it was told, wherever it was interrupted."""
+
+from __future__ import annotations
+
+import pytest
+
+from image_parts.settings import ImageSettings
+from image_parts.tuning.search import Outcome, Search
+from image_parts.tuning.space import choice_key, read_space
+
+VALUES = {
+    "clustering.min_cluster_size": [5, 10, 20, 40, 80],
+    "clustering.min_samples": [1, 2, 3, 4, 5],
+    "reduction.umap_min_dist": [0.0, 0.1, 0.3],
+    "clustering.cluster_selection_method": ["leaf", "eom"],
+}
+TARGET = {"clustering.min_cluster_size": 20, "clustering.min_samples": 4, "reduction.umap_min_dist": 0.0,
+          "clustering.cluster_selection_method": "eom"}  # fmt: skip
+
+
+def space_of(strategy: str):
+    tuning = {"search_strategy": strategy, "search_space": VALUES, "population_size": 6}
+    return read_space(ImageSettings.model_validate({"tuning": tuning}))
+
+
+def steps_to_target(choice, space) -> float:
+    return -float(sum(abs(p.values.index(choice[p.name]) - p.values.index(TARGET[p.name])) for p in space.parameters))
+
+
+def drive(search: Search, space, *, n_batches: int, cut: int | None = None) -> list[str]:
+    """Propose and tell; with `cut`, stop while the last batch is half told, as a kill would."""
+    told = [choice_key(proposal.choice) for proposal, _ in search.outcomes]
+    seen = set(told)
+    for batch in range(len(told) // search.batch_size, n_batches):
+        proposals = search.propose()
+        outcomes = []
+        for proposal in proposals:
+            key = choice_key(proposal.choice)
+            score = steps_to_target(proposal.choice, space)
+            outcomes.append(Outcome(score, proposal.number + 1, key not in seen))
+            seen.add(key)
+        if cut is not None and batch == n_batches - 1:
+            proposals, outcomes = proposals[:cut], outcomes[:cut]
+        search.tell(proposals, outcomes)
+        told += [choice_key(proposal.choice) for proposal in proposals]
+    return told
+
+
+def make_search(space, path, **options) -> Search:
+    return Search(space, space.base.tuning, name="phase 2", journal_path=path, **options)
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "tpe", "grid"])
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(tmp_path, strategy):
+    space = space_of(strategy)
+    n_batches = 2 if strategy == "grid" else 6
+    whole = drive(make_search(space, tmp_path / "whole"), space, n_batches=n_batches)
+    for n_before, cut in [(1, 2), (n_batches - 1, 0), (n_batches, 3)]:
+        path = tmp_path / f"cut-{n_before}-{cut}"
+        drive(make_search(space, path), space, n_batches=n_before, cut=cut)
+        with path.open("ab") as journal:
+            journal.write(b'{"op_code":4,"worker_id":"tor')  # a line that a kill tore
+        assert drive(make_search(space, path), space, n_batches=n_batches) == whole
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "tpe"])
+def test_a_search_beats_chance(tmp_path, strategy):
+    """60 of 150 points: chance finds the best one in two of five searches, a search that learns in nearly all."""
+    space = space_of(strategy)
+    n_batches = 60 // make_search(space, tmp_path / "size").batch_size
+    told = drive(make_search(space, tmp_path / "journal"), space, n_batches=n_batches)
+    assert choice_key(TARGET) in told
+    half = len(told) // 2
+    assert sum(key in told[:10] for key in told[half:]) <= half  # and it goes on to new ones
+
+
+def test_a_grid_meets_every_point_once_and_ends(tmp_path):
+    space = space_of("grid")
+    search = make_search(space, tmp_path / "journal")
+    told = drive(search, space, n_batches=3)
+    assert len(told) == len(set(told)) == space.n_points == 150
+    assert search.propose() == []
+
+
+def test_forced_choices_come_first_and_a_grid_takes_only_them(tmp_path):
+    space = space_of("evolution")
+    forced = [TARGET, *space.neighbors(TARGET)]
+    search = make_search(space, tmp_path / "journal", forced=forced)
+    told = drive(search, space, n_batches=2)
+    assert told[: len(forced)] == [choice_key(choice) for choice in forced]
+    only = make_search(space_of("grid"), tmp_path / "only", forced=forced, only_forced=True)
+    assert drive(only, space, n_batches=1) == told[: len(forced)] and only.propose() == []

@@ -1,0 +1,159 @@
+"""Staged and naive give the same labels and the same measures; and the comparison would see it if they did not."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from common.backend import CPU
+from image_parts.features import Features
+from image_parts.pipeline import cluster_features, graph_width, is_pca_nested, project_pca
+from image_parts.settings import ImageSettings
+from image_parts.tuning import stages as stages_module
+from image_parts.tuning.evaluate import Job, Measures, evaluate, labels_digest
+from image_parts.tuning.stages import Sample, Stages, StageStore, candidate_key
+
+CHOICES = {
+    "reduction": {
+        "pca_components": [5, 12],
+        "umap_components": [2, 3],
+        "umap_n_neighbors": [5, 8, 12],
+        "umap_min_dist": [0.0, 0.3],
+        "umap_metric": ["cosine", "euclidean"],
+    },
+    "clustering": {
+        "min_cluster_size": [4, 7, 12],
+        "min_samples": [1, 3, 4],
+        "cluster_selection_epsilon": [0.0, 0.4],
+        "cluster_selection_method": ["leaf", "eom"],
+        "noise_handling": ["nearest", "separate"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def features() -> Features:
+    """110 images of 100 distinct vectors in five groups."""
+    rng = np.random.default_rng(0)
+    means = rng.standard_normal((5, 24)) * 1.2
+    vectors = (means[np.arange(100) % 5] + rng.standard_normal((100, 24))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Features([], np.concatenate([np.arange(100), np.arange(10)]), vectors, [], None, 0, 100)
+
+
+def random_settings(count: int) -> list[ImageSettings]:
+    chooser = random.Random(7)
+    drawn = []
+    for _ in range(count):
+        values = {
+            section: {key: chooser.choice(options) for key, options in keys.items()}
+            for section, keys in CHOICES.items()
+        }
+        drawn.append(ImageSettings.model_validate(values | {"purity": {"k_neighbors": 3}}))
+    return drawn
+
+
+def make_stages(features: Features, folder) -> Stages:
+    sample = Sample(features.vectors, features.rows)
+    return Stages(sample, StageStore(folder), backend=CPU, max_components=12)
+
+
+def compare(features: Features, stages: Stages, settings: list[ImageSettings]) -> list[str]:
+    """What differs between the staged way and image_cluster's own, with scikit-learn's measures."""
+    from sklearn.metrics import silhouette_score
+    from sklearn.metrics.pairwise import cosine_similarity
+    from sklearn.neighbors import NearestNeighbors
+
+    near = NearestNeighbors(n_neighbors=4, metric="cosine").fit(features.vectors).kneighbors(features.vectors)[1][:, 1:]
+    measures = Measures(stages)
+    different = []
+    for number, candidate in enumerate(settings):
+        reduced, assignment = cluster_features(features, candidate, backend=CPU)
+        labels = assignment.labels
+        found, _ = evaluate(Job(1, 2, "", {}, candidate), stages, measures)
+        if found.labels_sha256 != labels_digest(labels[features.rows]):
+            different.append(f"{number}: labels")
+            continue
+        inside = labels >= 0
+        if labels.max() < 1:
+            assert found.metrics["silhouette"] is None
+            continue
+        sums = np.stack([features.vectors[labels == cluster].mean(axis=0) for cluster in range(labels.max() + 1)])
+        crosses = (labels[near] >= 0) & (labels[near] != labels[:, None])
+        naive = {
+            "silhouette": silhouette_score(features.vectors[inside], labels[inside], metric="cosine"),
+            "silhouette_reduced": silhouette_score(reduced.embedding[inside], labels[inside]),
+            "max_centroid_cosine": (cosine_similarity(sums) - 2 * np.eye(len(sums))).max(),
+            "max_nn_cross_ratio": max(crosses[labels == cluster].mean() for cluster in range(len(sums))),
+            "unassigned_share": 1 - inside.mean(),
+            "noise_share": (assignment.raw_labels < 0).mean(),
+            "n_clusters": len(sums),
+            "largest_share": np.bincount(labels[inside]).max() / len(labels),
+        }
+        different += [f"{number}: {key}" for key in naive if abs(naive[key] - found.metrics[key]) > 2e-5]
+    return different
+
+
+def test_staged_and_naive_agree_over_fifty_random_settings(features, tmp_path):
+    assert compare(features, make_stages(features, tmp_path), random_settings(50)) == []
+    names = [path.name for path in tmp_path.iterdir()]
+    assert sum(name.startswith("pca-") for name in names) == 1  # one, at the largest size
+    assert sum(name.startswith("graph-") for name in names) == 2 * 2  # sizes of PCA, metrics
+    keys = {settings.reduction.model_dump_json() for settings in random_settings(50)}
+    assert sum(name.startswith("umap-") for name in names) == len(keys)
+
+
+def test_control_a_key_that_forgets_a_setting_is_caught(features, tmp_path, monkeypatch):
+    real = stages_module._effective_reduction
+
+    def forgetful(settings, shape):
+        return {**real(settings, shape), "umap_n_neighbors": 0}
+
+    monkeypatch.setattr(stages_module, "_effective_reduction", forgetful)
+    assert compare(features, make_stages(features, tmp_path), random_settings(10)) != []
+
+
+def test_a_stage_is_read_not_computed_again_and_a_damaged_one_is(features, tmp_path, caplog):
+    settings = random_settings(1)[0]
+    first = make_stages(features, tmp_path).cluster(settings).labels
+    times = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert (make_stages(features, tmp_path).cluster(settings).labels == first).all()
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == times
+    [tree] = tmp_path.glob("tree-*")
+    tree.write_bytes(tree.read_bytes()[:100])
+    [embedding] = tmp_path.glob("umap-*")
+    with embedding.open("wb") as file:
+        np.save(file, np.zeros((7, 2), np.float32))  # of other features
+    assert (make_stages(features, tmp_path).cluster(settings).labels == first).all()
+    assert caplog.text.count("is damaged and is computed again") == 2
+
+
+def test_settings_that_are_capped_alike_are_one_candidate():
+    wide = ImageSettings.model_validate({"reduction": {"umap_n_neighbors": 200}})
+    wider = ImageSettings.model_validate({"reduction": {"umap_n_neighbors": 300, "pca_components": 60}})
+    assert candidate_key(wide, (100, 24)) == candidate_key(wider, (100, 24))
+    assert candidate_key(wide, (1000, 240)) != candidate_key(wider, (1000, 240))
+
+
+@pytest.mark.parametrize("shape", [(90, 40), (30, 70)])
+def test_fewer_components_are_the_first_of_more_bit_for_bit(shape):
+    vectors = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    widest = project_pca(vectors, n_components=30, backend=CPU)
+    assert is_pca_nested(shape, backend=CPU)
+    for count in (1, 15, 16, 17, 29):
+        assert np.array_equal(project_pca(vectors, n_components=count, backend=CPU), widest[:, :count])
+
+
+def test_graphs_come_in_few_widths():
+    assert [graph_width(k, n_rows=1000) for k in (2, 65, 66, 129, 130)] == [64, 64, 128, 128, 256]
+    assert graph_width(15, n_rows=50) == 49
+
+
+def test_a_sample_holds_the_images_of_its_vectors():
+    sample = Sample(np.arange(20, dtype=np.float32).reshape(10, 2), np.array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 3, 3]))
+    part = sample.take(0.5, seed=0)
+    assert len(part.vectors) == 5 and part.fingerprint != sample.fingerprint
+    assert set(part.rows.tolist()) == set(range(5))
+    assert part.fingerprint == sample.take(0.5, seed=0).fingerprint != sample.take(0.5, seed=1).fingerprint
