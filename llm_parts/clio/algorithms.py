@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 MAX_ROWS_WITHOUT_UMAP = 20_000
 # Fewer rows have no neighbourhoods that UMAP could keep.
 MIN_ROWS_OF_UMAP = 5
-_N_INIT_ROWS = 10_000
+_N_INIT_ROWS = 5000
 # Neighbours within eps that DBSCAN may list in all: 8 bytes each.
 _MAX_NEIGHBORS_WITHIN_EPS = 1 << 27
 _SAMPLED_ROWS = 256

@@ -73,7 +73,7 @@ class ClusteringSettings(Section):
     """Details of the base clustering."""
 
     space: Space = Field("embeddings", description="cluster the embeddings themselves, or their UMAP")
-    n_init: int = Field(10, ge=1, le=100, description="k-means: starts, the best is kept; 1 above 10,000 rows")
+    n_init: int = Field(10, ge=1, le=100, description="k-means: starts, the best is kept; 1 above 5,000 rows")
     max_epochs: int = Field(50, ge=1, description="k-means: passes at most")
     umap_n_neighbors: int = Field(15, ge=2, description="UMAP: neighbours, the row itself counted")
     umap_n_components: int = Field(5, ge=1, description="UMAP: dimensions that are clustered")
