@@ -261,6 +261,13 @@ def _finish_files(settings: ImageSettings, *, forward: bool) -> dict[str, Any]:
         raise UserError(f"no files were sorted into {output_dir}: it holds no plan.jsonl; check output_dir")
     with OutputLock(output_dir):
         report = (resume if forward else undo)(output_dir, progress=settings.progress)
+    if report.stage == "undoing":
+        _tell(report)
+        path, reason = report.skipped[0]
+        raise UserError(
+            f"{len(report.skipped):,} files were not put back, the others were: {path}: {reason}; mend that for each "
+            f"(all are logged above) and start --undo again"
+        )
     return {"output_dir": str(output_dir), "files": _tell(report)}
 
 
@@ -293,7 +300,7 @@ def _moved_all(input_dir: Path, settings: ImageSettings) -> bool:
 
 def _tell(report: FileReport) -> dict[str, Any]:
     log.info("files: %s", report.summary)
-    for path, reason in report.skipped[:20]:
+    for path, reason in report.skipped:
         log.warning("left where it is: %s: %s", path, reason)
     return report.to_dict() | {"skipped": len(report.skipped)}
 

@@ -40,7 +40,7 @@ class FileReport:
     @property
     def summary(self) -> str:
         """One line for the log."""
-        verb = "put back" if self.stage == "undone" else "placed"
+        verb = "put back" if self.stage in ("undone", "undoing") else "placed"
         left = f", {len(self.skipped):,} left where they are" if self.skipped else ""
         return f"{self.n_changed:,} files {verb}{left} ({self.n_images:,} images, {self.n_labels:,} labels planned)"
 

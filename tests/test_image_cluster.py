@@ -404,13 +404,21 @@ def test_the_whole_run_with_a_local_network(tmp_path, kind, image_size, dtype):
     assert table.num_rows == 12 and np.isfinite(table["x"].to_numpy()).all()
 
 
-def test_a_second_run_after_a_move_has_nothing_to_do(stripes_dir, tmp_path):
-    before = contents(stripes_dir)
+def test_a_second_run_after_a_move_has_nothing_to_do_and_undo_says_what_it_left(stripes_dir, tmp_path, capsys):
+    before, places = contents(stripes_dir), sorted(path for path in stripes_dir.rglob("*") if path.is_file())
     settings = small_settings(tmp_path, mode="move")
     assert image_cluster.run(settings, yes=True)["files"]["n_changed"] == 24
     assert contents(stripes_dir) == Counter() and contents(tmp_path / "out") == before
     assert image_cluster.run(settings, yes=True)["files"] == {"stage": "finished", "n_changed": 0}
-    image_cluster.run(settings, undo_files=True)
+    config = tmp_path / "config.yaml"
+    config.write_text(settings_to_yaml(settings))
+    taken = places[0]
+    taken.parent.mkdir(parents=True, exist_ok=True)
+    taken.write_bytes(b"another file of that name")
+    assert main("--config", str(config), "--undo") == 1  # one file could not go back
+    assert "1 files were not put back, the others were" in capsys.readouterr().err
+    taken.unlink()
+    assert main("--config", str(config), "--undo") == 0
     assert contents(stripes_dir) == before
 
 
