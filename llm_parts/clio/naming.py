@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llm_parts.clio.masking import Masker
-from llm_parts.clio.parent_names import MAX_SENTENCES, Questions, short_name
+from llm_parts.clio.parent_names import MAX_SENTENCES, Questions, short_name, with_suffix
 from llm_parts.clio.prompts import tagged, text_cards
 from llm_parts.clio.schemas import ClusterNameAnswer, HierarchyAssignAnswer
 from llm_parts.clio.taxonomy import ClusterName
@@ -171,12 +171,10 @@ def _number_apart(names: list[ClusterName], group: Sequence[int], evidence: Sequ
     taken = {normal_name(name.name) for name in names}
     for row in group[1:]:
         others = [text for other in group if other != row for text in evidence[other].members]
-        words = ", ".join(keywords(evidence[row].members, others=others, n_words=2))
+        words = " ".join(keywords(evidence[row].members, others=others, n_words=2))
         old = names[row]
-        tries = [
-            *([f"{old.name} ({words})"] if words else []),
-            *(f"{old.name} ({n})" for n in range(2, len(names) + 2)),
-        ]
+        suffixes = [*([words] if words else []), *map(str, range(2, len(names) + 2))]
+        tries = [with_suffix(old.name, suffix) for suffix in suffixes]
         name = next(text for text in tries if normal_name(text) not in taken)
         taken.add(normal_name(name))
         names[row] = ClusterName(name, old.summary)

@@ -219,13 +219,13 @@ def _name_by_child(
     taken = {normal_name(name.name) for name in names}
     for number in numbers[1:]:
         old, child = names[number], children[groups[number][0]].name
-        tries = [_with_suffix(old.name, suffix) for suffix in (child, *map(str, range(2, len(names) + 2)))]
+        tries = [with_suffix(old.name, suffix) for suffix in (child, *map(str, range(2, len(names) + 2)))]
         new = next(text for text in tries if normal_name(text) not in taken)
         taken.add(normal_name(new))
         names[number] = ClusterName(new, old.summary)
 
 
-def _with_suffix(name: str, suffix: str) -> str:
+def with_suffix(name: str, suffix: str) -> str:
     """A name with a few words in brackets behind it, ten words in all."""
     words = suffix.split()[:4]
     return f"{' '.join(name.split()[: MAX_WORDS - len(words)])} ({' '.join(words)})"
