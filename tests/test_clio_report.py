@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -136,6 +137,12 @@ def test_arrays_are_packed_and_texts_are_lines():
     assert len(data["texts"].split("\n")) == 39 and LINE_BREAK in data["texts"].split("\n")[1]
     assert [facet["name"] for facet in data["facets"]] == ["language", "concern"]  # requests are too many to colour by
     assert data["facets"][1]["values"] == ["1", "2"] and json.dumps(data)
+
+
+def test_texts_of_conversations_in_no_cluster_are_withheld():
+    report = make_report(hostile=False)
+    assert "asked about nothing" not in render_clio_report(report).to_html()
+    assert "asked about nothing" in render_clio_report(replace(report, show_outsiders=True)).to_html()
 
 
 def test_of_very_many_conversations_a_sample_is_shown(monkeypatch):

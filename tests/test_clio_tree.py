@@ -377,6 +377,7 @@ def test_files_of_a_run(tmp_path):
     assert facets["concern"] == [1, 2, None, 1, 1, 5, None] and facets["request"][3] == "r3"
     atlas = pq.read_table(tmp_path / "embedding_atlas.parquet")
     assert {"x", "y", "text", "cluster_name", "llm_level_1", "concern"} <= set(atlas.column_names)
+    assert atlas["text"].to_pylist()[5:] == ["user asked 5", ""]  # in no cluster: withheld
     compared = list(csv.DictReader((tmp_path / "hierarchy_comparison.csv").open()))
     assert [(row["hierarchy"], row["level"], row["label_purity"]) for row in compared] == [
         ("llm", "1", ""),

@@ -125,7 +125,7 @@ def _atlas_columns(report: ClioReport) -> Columns:
         **cluster_columns(report),
         "x": report.map_xy[:, 0].astype(np.float32),
         "y": report.map_xy[:, 1].astype(np.float32),
-        "text": [clip_text(text, n_chars=_ATLAS_CHARS) for text in report.hover],
+        "text": [clip_text(text, n_chars=_ATLAS_CHARS) for text in report.shown_texts()],
     }
     return {**known, **_with_facets(report, taken=known)}
 

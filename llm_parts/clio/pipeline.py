@@ -328,6 +328,7 @@ class ClioRun:
             facets={**facets.columns, "error": facets.errors},
             tables=without_empty(tables),
             audit=audit,
+            show_outsiders=self.settings.show_conversations,
         )
 
     def write(self, report: ClioReport, facets: FacetTable, *, is_done: bool) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def _add_explorer(page: Report, report: ClioReport, sizes: np.ndarray) -> None:
 
 def explorer_data(report: ClioReport, sizes: np.ndarray) -> dict[str, Any]:
     """What the explorer's script reads: arrays in base64, texts as lines; sizes [n_base] are conversations."""
-    n_rows = len(report.conversation_ids)
+    n_rows, texts = len(report.conversation_ids), report.shown_texts()
     shown = np.linspace(0, n_rows - 1, min(n_rows, MAX_SHOWN)).astype(np.int64)
     steps, extent = _round_places(report.map_xy[shown])
     hierarchies = report.hierarchies or [Hierarchy("clusters", [], calls=0, cost=0.0)]
@@ -111,7 +111,7 @@ def explorer_data(report: ClioReport, sizes: np.ndarray) -> dict[str, Any]:
         "y": _packed(steps[:, 1], "<u2"),
         "extent": extent,
         "base": _packed(report.base_labels[shown], "<i4"),
-        "texts": _lines([report.hover[row] for row in shown], n_chars=_chars_of_texts(len(shown))),
+        "texts": _lines([texts[row] for row in shown], n_chars=_chars_of_texts(len(shown))),
         "ids": _lines([report.conversation_ids[row] for row in shown], n_chars=ID_CHARS),
         "baseClusters": [[*_words(name), size] for name, size in zip(report.base_names, sizes.tolist(), strict=True)],
         "hierarchies": [_hierarchy_data(hierarchy) for hierarchy in hierarchies],

@@ -61,6 +61,13 @@ class ClioReport:
     facets: dict[str, list[Any]]  # column -> [n]
     tables: list[tuple[str, list[dict[str, Any]]]]  # (title, rows), the metric tables
     audit: dict[str, Any] = field(default_factory=dict)  # what was dropped where
+    show_outsiders: bool = False  # whether texts of conversations in no cluster are shown: they point to one person
+
+    def shown_texts(self) -> list[str]:
+        """The hover text of each conversation, empty where it is withheld: [n]."""
+        if self.show_outsiders:
+            return self.hover
+        return [text if label != NOISE else "" for text, label in zip(self.hover, self.base_labels, strict=True)]
 
 
 def base_paths(hierarchy: Hierarchy, *, n_base: int) -> np.ndarray:

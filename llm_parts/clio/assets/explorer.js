@@ -211,7 +211,8 @@ class Explorer {
     if (row === null) return hideTip();
     const node = this.tree.nodeOf(row);
     const above = node ? this.tree.pathTo(node).slice(0, -1).map((one) => one.name).join(" › ") : "";
-    showTip(event.clientX, event.clientY, this.texts.get(row, lettersInTip), node ? node.name : "In no cluster");
+    const text = this.texts.get(row, lettersInTip) || (node ? "" : "What was said is withheld: it is like too few others.");
+    showTip(event.clientX, event.clientY, text, node ? node.name : "In no cluster");
     const facets = this.facets.map((facet) => (facet.values[facet.codes[row]] === undefined ? null : `${facet.name}: ${facet.values[facet.codes[row]]}`));
     for (const line of [above, [this.ids.get(row), ...facets.filter(Boolean)].join(" · ")]) {
       if (line) tip.append(build("small", { dir: "auto" }, line));
