@@ -19,7 +19,7 @@ from llm_parts.assignment_book import AssignmentBook
 from llm_parts.client import LlmClient
 from llm_parts.crew import FIRST, Crew, Running, Talk
 from llm_parts.judge import Judge, Verdict
-from llm_parts.judging import MAX_CLUSTERS_IN_PROMPT, Case, JudgePanel
+from llm_parts.judging import LEFT, MAX_CLUSTERS_IN_PROMPT, Cards, Case, JudgePanel
 from llm_parts.merge import MergeDecision, Merger
 from llm_parts.options import ClusterOptions
 from llm_parts.prompts import PromptContext
@@ -39,12 +39,13 @@ SETTLED_FROM = 10
 
 MAX_REVIEWS = 5  # rounds over the requests that are left; each must place some, or it is the last
 SAMPLES_OF_PROPOSAL = 3
-NEAREST_FOR_PROPOSER = 3  # known clusters that each request of a batch puts before the Proposer
+VOTES_FOR_PROPOSER = 3  # clusters that each request of a batch votes for
+CARDS_FOR_PROPOSER = 3  # times the shortlist: known clusters that the Proposer sees beside a batch
 
 
 @dataclass
 class _Batch:
-    """Requests on their way: proposals asked for, then judgements."""
+    """Requests on their way through proposing, merging, judging and checking."""
 
     requests: list[Request]
     n_rows: int  # of the input; 0 for a review of requests that were left
@@ -53,7 +54,11 @@ class _Batch:
     merging: list[tuple[ClusterRecord, Running[MergeDecision]]] = field(default_factory=list)
     new: list[str] = field(default_factory=list)  # clusters that were made for it
     in_question: frozenset[str] = frozenset()  # clusters that its requests are judged against
-    judging: list[tuple[list[int], Running[list[Verdict]]]] = field(default_factory=list)  # rows, their verdicts
+    cards: Cards = field(default_factory=dict)
+    cases: list[Case] = field(default_factory=list)
+    judging: list[tuple[list[int], Running[list[Verdict]]]] = field(default_factory=list)  # rows of cases
+    verdicts: dict[int, Verdict] = field(default_factory=dict)  # by row of cases
+    checking: list[tuple[int, Running[Verdict]]] = field(default_factory=list)  # row of cases, its second opinion
 
     @property
     def is_review(self) -> bool:
@@ -92,7 +97,7 @@ class Clusterer:
             judge or Judge(),
             context=self._context,
             group_size=options.judge_batch_size,
-            second_opinion_rank=options.second_opinion_rank,
+            second_opinions=options.second_opinions,
             shortlist=options.shortlist,
         )
         self._merger = Merger(
@@ -177,8 +182,9 @@ class Clusterer:
         """Take batches through proposing, merging and judging, several at a time, until all are done."""
         proposed: deque[_Batch] = deque()
         judged: deque[_Batch] = deque()
+        checked: deque[_Batch] = deque()
         with self._client.crew() as crew:
-            while todo or proposed or judged:
+            while todo or proposed or judged or checked:
                 while todo and len(proposed) <= self._n_ahead:
                     proposed.append(self._start_proposing(todo.popleft(), crew))
                 batch = proposed.popleft() if proposed else None
@@ -186,12 +192,11 @@ class Clusterer:
                     self._start_merging(batch, crew)
                     self._expect_vectors(todo)
                     self._admit(batch, crew)
-                while judged and (batch is None or _n_requests(judged) >= JUDGED_AT_ONCE * self._options.batch_size):
-                    done = judged.popleft()
-                    self._record(done, crew)
-                    yield done.n_rows
-                    if self._is_review_due(is_last=not todo):
-                        break
+                if checked:
+                    self._record(checked[0], crew)
+                    yield checked.popleft().n_rows
+                if judged and (batch is None or _n_requests(judged) >= JUDGED_AT_ONCE * self._options.batch_size):
+                    checked.append(self._start_checking(judged.popleft(), crew))
                 if batch is not None:
                     judged.append(self._start_judging(batch, crew))
                 if self._is_review_due(is_last=not todo):
@@ -217,16 +222,19 @@ class Clusterer:
         return self._proposer.read(answer, requests, max_clusters=limit)
 
     def _known_cards(self, requests: Sequence[Request]) -> list[dict[str, str]]:
-        """The known clusters that a proposer should see: the few nearest to each request, the most often near first."""
+        """The known clusters that a proposer should see: the nearest to each request, then others that are near."""
         index = ClusterIndex(self.registry.live(), self.vectors)
         if not len(index):
             return []
         similarity = index.similarities(self._vectors_of(requests))
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEAREST_FOR_PROPOSER]
-        votes = np.bincount(nearest.ravel(), minlength=len(index))
+        # Each request votes for the clusters nearest to it, for the first more than for the second, and so on.
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :VOTES_FOR_PROPOSER]
+        votes = np.zeros(len(index))
+        for place in range(nearest.shape[1]):
+            votes += np.bincount(nearest[:, place], minlength=len(index)) / (1 + place)
         order = np.lexsort((-similarity.max(axis=0), -votes))
         if self._options.shortlist != "all":
-            order = order[: min(int((votes > 0).sum()), MAX_CLUSTERS_IN_PROMPT)]
+            order = order[: min(CARDS_FOR_PROPOSER * self._options.shortlist, MAX_CLUSTERS_IN_PROMPT)]
         return [self.registry.get(index.cluster_ids[column]).to_prompt() for column in order]
 
     def _start_merging(self, batch: _Batch, crew: Crew) -> None:
@@ -283,36 +291,42 @@ class Clusterer:
         if not records or not batch.requests:
             return batch
         batch.in_question = frozenset(record.cluster_id for record in records)
+        batch.cards = {record.cluster_id: record.to_prompt() for record in records}
         ranked = ClusterIndex(records, self.vectors).ranked(self._vectors_of(batch.requests))
-        cards = {record.cluster_id: record.to_prompt() for record in records}
-        rows, cases = [], []
-        for row, (request, ids) in enumerate(zip(batch.requests, ranked, strict=True)):
+        for request, nearest in zip(batch.requests, ranked, strict=True):
             refused = self._refused.get(request.position, frozenset())
-            case = Case(request, tuple(cluster_id for cluster_id in ids if cluster_id not in refused))
-            if case.ranked:
-                rows.append(row)
-                cases.append(case)
-        for group in self._panel.groups(cases):
-            talk = self._panel.decide([cases[place] for place in group], cards)
-            batch.judging.append(([rows[place] for place in group], crew.start(talk)))
+            in_question = [pair for pair in nearest if pair[0] not in refused]
+            if in_question:
+                ids, similarity = zip(*in_question, strict=True)
+                batch.cases.append(Case(request, ids, similarity))
+        for group in self._panel.groups(batch.cases):
+            cases = [batch.cases[row] for row in group]
+            batch.judging.append((group, crew.start(self._panel.decide(cases, batch.cards))))
+        return batch
+
+    def _start_checking(self, batch: _Batch, crew: Crew) -> _Batch:
+        """Ask again where a verdict is surprising."""
+        for group, running in batch.judging:
+            decided = crew.result(running)
+            batch.verdicts.update(zip(group, decided, strict=True))
+        verdicts = [batch.verdicts[row] for row in range(len(batch.cases))]
+        for row in self._panel.surprising(batch.cases, verdicts):
+            talk = self._panel.check(batch.cases[row], verdicts[row], batch.cards)
+            batch.checking.append((row, crew.start(talk, urgency=FIRST)))
         return batch
 
     def _record(self, batch: _Batch, crew: Crew) -> None:
         """Enter the verdicts on a batch; the requests that nobody took begin to wait."""
-        verdicts: dict[int, Verdict] = {}
-        for rows, running in batch.judging:
-            decided = crew.result(running)
-            verdicts.update(zip(rows, decided, strict=True))
-        if not batch.is_review:  # there was no cluster to ask about
+        for row, running in batch.checking:
+            batch.verdicts[row] = crew.result(running)
+        by_position = {case.request.position: batch.verdicts[row] for row, case in enumerate(batch.cases)}
+        if not batch.is_review:
             nobody = Verdict("new_cluster", None, None, "no cluster was known yet")
-            verdicts = {row: verdicts.get(row, nobody) for row in range(len(batch.requests))}
-        judged = sorted(verdicts)
-        self._book.enter([batch.requests[row] for row in judged], [verdicts[row] for row in judged])
-        left = [
-            request
-            for row, request in enumerate(batch.requests)
-            if row not in verdicts or verdicts[row].decision in ("new_cluster", "skip")
-        ]
+            by_position = {request.position: by_position.get(request.position, nobody) for request in batch.requests}
+        judged = [request for request in batch.requests if request.position in by_position]
+        self._book.enter(judged, [by_position[request.position] for request in judged])
+        placed = {position for position, verdict in by_position.items() if verdict.decision not in LEFT}
+        left = [request for request in batch.requests if request.position not in placed]
         self._refused.update((request.position, batch.in_question) for request in left)
         self._wait(batch, left)
 

@@ -35,8 +35,8 @@ class ClusterOptions(Section):
     merge_similarity: float = Field(
         0.5, ge=-1, le=1, description="least cosine similarity at which a merge is asked for"
     )
-    second_opinion_rank: int = Field(
-        3, ge=0, description="ask again where the chosen cluster is not among this many nearest by embedding; 0: never"
+    second_opinions: float = Field(
+        0.1, ge=0, le=1, description="share of a batch's assignments, the most surprising, that are asked about again"
     )
     max_request_chars: int = Field(
         2000, ge=50, description="longer requests are cut to this many characters, and counted"

@@ -13,7 +13,6 @@ from typing import Any
 
 from llm_parts.checks import MEMBERS_FOR_COHESION, MEMBERS_FOR_NAMES, SIBLINGS
 from llm_parts.client import LlmClient
-from llm_parts.clusterer import NEAREST_FOR_PROPOSER
 from llm_parts.framing import count_tokens
 from llm_parts.judge import Judge
 from llm_parts.judging import MAX_CLUSTERS_IN_PROMPT
@@ -30,7 +29,7 @@ GUESSED_CARD = {
     "criteria": "A card was ordered and is late or lost on its way. Not: how to order, activate or replace a card.",
 }
 SHARE_JUDGED_AGAIN = 0.08  # of the requests, from a wider shortlist; measured on 1,000 bank requests
-SHARE_SECOND_OPINION = 0.13
+CALLS_PER_SECOND_OPINION = 1.1
 MERGES_PER_NEW_CLUSTER = 3.5
 TOKENS_PER_DECISION = 50
 TOKENS_PER_PROPOSAL = 90
@@ -72,7 +71,8 @@ class Plan:
         rounds = math.ceil(self._n_new / self._options.max_clusters_per_batch) if self._n_new else 0
         n_calls = n_batches + max(0, min(rounds, n_batches) - 1)
         batch = self._asked[:size]
-        n_shown = min(len(self._cards), NEAREST_FOR_PROPOSER * len(batch), MAX_CLUSTERS_IN_PROMPT)
+        most = MAX_CLUSTERS_IN_PROMPT if self._options.shortlist == "all" else 2 * self._options.shortlist
+        n_shown = min(len(self._cards), most, MAX_CLUSTERS_IN_PROMPT)
         # Half of the clusters are known on the average, in the course of a run that finds them.
         question = Proposer().question(batch, self._cards[: n_shown // 2], max_clusters=1, context=self._context)
         tokens_in = n_calls * count_tokens(question.messages)
@@ -90,7 +90,7 @@ class Plan:
         tokens = self._mean_tokens(shown)
         n_first = math.ceil(len(self._asked) / group)
         n_again = round(SHARE_JUDGED_AGAIN * len(self._asked) / group)
-        n_second = round(SHARE_SECOND_OPINION * len(self._asked)) if self._options.second_opinion_rank else 0
+        n_second = round(CALLS_PER_SECOND_OPINION * self._options.second_opinions * len(self._asked))
         n_out = TOKENS_PER_DECISION * (len(self._asked) + n_again * group)
         return [
             self._client.estimate(

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.config import UserError
 
-N_SAMPLE_REQUESTS = 5  # kept per cluster: they are what the cluster is found by, next to its own words
+N_SAMPLE_REQUESTS = 12  # kept per cluster: they are what the cluster is found by, next to its own words
 ACTIVE_FROM = 3  # requests; with fewer a cluster is tentative
 MAX_NAME_CHARS = 120
 MAX_TEXT_CHARS = 600  # of a summary or of criteria
