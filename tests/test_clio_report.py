@@ -157,12 +157,12 @@ def test_of_very_many_conversations_a_sample_is_shown(monkeypatch):
     assert "13 of 39 conversations" in render_clio_report(report).to_html()
 
 
-def test_pages_of_next_to_nothing_are_made(tmp_path):
+def nearly_empty_reports():
+    """No conversation at all; and one that has no place on the map, no text and no hierarchy over its cluster."""
     flat = [Hierarchy("llm", [], calls=0, cost=0.0)]
     empty = ClioReport([], np.zeros(0, np.int64), [], flat, np.zeros((0, 2), np.float32), [], {}, [])
     none_on_map = ClioReport(["a"], np.array([0]), [ClusterName("x", "")], [], np.full((1, 2), np.nan), [""], {}, [])
-    for report in (empty, none_on_map):
-        assert "data-explorer" in render_clio_report(report).to_html()
+    return empty, none_on_map
 
 
 # --- In Chromium -----------------------------------------------------------------------------------------------------
@@ -264,6 +264,14 @@ def test_narrow_and_dark_pages_hold_together(browser, page_path):  # noqa: F811
     assert page.errors == []
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 400
     assert run(browser, "return e.map.theme.paper") == [23, 26, 32]
+
+
+def test_pages_of_next_to_nothing_open(browser, tmp_path):  # noqa: F811
+    for number, report in enumerate(nearly_empty_reports()):
+        page = open_report(browser, render_clio_report(report).write(tmp_path / f"{number}.html"), wait_s=0.1)
+        assert page.errors == [] and len(rows_shown(browser)) == number
+        run(browser, "e.search.value = 'x'; e.find(); e.lookAtChosen(); e.map.zoomBy(2); e.map.nearest(5, 5, 9)")
+        assert collect(browser).errors == []
 
 
 def test_a_hundred_thousand_points_stay_usable(browser, tmp_path):  # noqa: F811

@@ -61,8 +61,8 @@ class Explorer {
 
   buildSwitch() {
     if (this.trees.length < 2) return null;
-    const buttons = this.trees.map((tree) => build("button", { type: "button", role: "radio", title: tree.note || null, onclick: () => this.useTree(tree) }, tree.title));
-    return build("div", { class: "switch", role: "radiogroup", "aria-label": "Hierarchy" }, ...buttons);
+    const buttons = this.trees.map((tree) => build("button", { type: "button", title: tree.note || null, onclick: () => this.useTree(tree) }, tree.title));
+    return build("div", { class: "switch", role: "group", "aria-label": "Hierarchy" }, ...buttons);
   }
 
   /** What is in no cluster has no place in the tree, but is told and can be shown. */
@@ -80,7 +80,7 @@ class Explorer {
     this.tree = tree;
     this.chosen = tree.root;
     for (const [index, button] of [...(this.switch?.children ?? [])].entries()) {
-      button.setAttribute("aria-checked", String(this.trees[index] === tree));
+      button.setAttribute("aria-pressed", String(this.trees[index] === tree));
     }
     this.fillMenu();
     this.view.show(tree);
