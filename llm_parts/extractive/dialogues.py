@@ -100,8 +100,12 @@ def cluster_name(evidence: Evidence) -> dict[str, Any]:
 
 
 def hierarchy_rename(evidence: Evidence) -> dict[str, Any]:
-    """Answer `hierarchy_rename`: a name for all children."""
-    return _named(evidence.texts("children", "members", "names"), evidence.texts("outsiders", "parents"))
+    """Answer `hierarchy_rename`: a name for all children, and the names of the first of them, the largest."""
+    named = _named(evidence.texts("children", "members", "names"), evidence.texts("outsiders", "parents"))
+    children = [str(card["name"]) for card in evidence.cards("children") if card.get("name")]
+    if children:
+        named["summary"] = f"{len(children)} clusters, such as: {'; '.join(children[:3])}."
+    return named
 
 
 def hierarchy_propose(evidence: Evidence) -> dict[str, Any]:
