@@ -22,7 +22,7 @@ from typing import Any
 from common import cli
 from common.backend import choose_backend
 from common.cli import Stopwatch
-from common.commit import Identity, OutputLock, describe_changes, write_json
+from common.commit import Identity, OutputLock, describe_changes, remove_stale_temporaries, write_json
 from common.config import ConfigError, UserError
 from image_parts.extractors import identify_model
 from image_parts.scan import ScannedImages, check_folders, list_images, n_workers_of, scan_images
@@ -177,6 +177,15 @@ def begin(output_dir: Path, identity: Identity, settings: ImageSettings, *, over
     Raises UserError, naming what changed, where another configuration wrote there and `overwrite` is off.
     """
     path = output_dir / TUNING_DIR / RUN_JSON
+    for folder in (
+        output_dir,
+        path.parent,
+        output_dir / PLOTS,
+        output_dir / TOP_CONFIGS,
+        *output_dir.glob(f"{TOP}/**"),
+    ):
+        if folder.is_dir():
+            remove_stale_temporaries(folder)
     before = _read_json(path)
     if before is not None and before.get("identity") != identity.to_dict():
         if not overwrite:

@@ -36,6 +36,7 @@ SCRIPTS: dict[str, str | None] = {
     "cluster_update_dataset": "update_dataset",
     "tests.bad_writers": "bad_writer",
     "iterative_tuning": None,
+    "tests.tuning_runs": None,
 }
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 

@@ -14,22 +14,19 @@ import yaml
 
 import image_cluster
 import iterative_tuning
-from common.backend import CPU
 from common.commit import OutputLock
 from common.config import UserError, load_settings
 from image_parts.settings import ImageSettings
 from image_parts.tuning.evaluate import labels_digest
-from image_parts.tuning.outputs import write_results
-from image_parts.tuning.records import Records
 from image_parts.tuning.report import pareto_front
 from image_parts.tuning.settings import TuningSettings
-from image_parts.tuning.tuner import SearchResult, search_candidates
 from tests.browser import browser, open_page  # noqa: F401
 from tests.tuning_runs import (
     ROOT,
     SPACE,
     main,
     read_results,
+    search,
     tuning_settings,
     tuning_values,
     write_config,
@@ -53,21 +50,6 @@ def home(tmp_path_factory) -> Path:
 def again(home: Path, output: Path, **tuning) -> ImageSettings:
     """Other settings for the same images, with the embeddings that are there."""
     return tuning_settings(home / "images", output, home / "cache", **tuning)
-
-
-def search(settings: ImageSettings) -> SearchResult:
-    """The search of a run and its table, without ranking, pictures and page."""
-    output = Path(settings.output_dir)
-    found = search_candidates(
-        iterative_tuning.read_tunable_space(settings),
-        iterative_tuning.scan(settings, Path(settings.input_dir)),
-        Records(output / "_tuning"),
-        backend=CPU,
-        stage_root=iterative_tuning.stage_root(settings, output),
-        tell=lambda evaluation, was_there: None,
-    )
-    write_results(found, output_dir=output)
-    return found
 
 
 def rows_of(output: Path) -> list[dict[str, str]]:

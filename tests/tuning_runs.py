@@ -7,12 +7,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from common import cli
+from common.commit import Identity
 from image_parts.settings import ImageSettings
+
+if TYPE_CHECKING:
+    from image_parts.tuning.tuner import SearchResult
+
+Settings = ImageSettings  # stage_server.py runs this module like a script
 
 ROOT = Path(__file__).resolve().parent.parent
 SPACE = {
@@ -22,6 +28,47 @@ SPACE = {
     "clustering.min_samples": [2, 6],
     "clustering.cluster_selection_method": ["leaf", "eom"],
 }
+
+
+def run(settings: ImageSettings, *, overwrite: bool = False, iteration: int | None = None) -> Path:
+    """The search of a run, its table, configs and summary; without pictures and page, which take most of a tiny run."""
+    import iterative_tuning
+    from image_parts.tuning.outputs import summarize, write_configs, write_summary
+    from image_parts.tuning.space import read_space
+
+    output = Path(settings.output_dir)
+    iterative_tuning.begin(output, Identity("test", {}, {}), settings, overwrite=overwrite)
+    found = search(settings)
+    write_configs(found.ranking, read_space(settings), output_dir=output)
+    space = read_space(settings)
+    write_summary(summarize(found, {}, space, identity={}, importances={}, truth=None), output_dir=output)
+    return output
+
+
+def search(settings: ImageSettings) -> SearchResult:
+    """The search of a run and its table."""
+    import iterative_tuning
+    from common.backend import CPU
+    from image_parts.tuning.outputs import write_results
+    from image_parts.tuning.records import Records
+    from image_parts.tuning.tuner import search_candidates
+
+    output = Path(settings.output_dir)
+    found = search_candidates(
+        iterative_tuning.read_tunable_space(settings),
+        iterative_tuning.scan(settings, Path(settings.input_dir)),
+        Records(output / "_tuning"),
+        backend=CPU,
+        stage_root=iterative_tuning.stage_root(settings, output),
+        tell=lambda evaluation, was_there: None,
+    )
+    write_results(found, output_dir=output)
+    return found
+
+
+def check(settings: ImageSettings) -> dict[str, Any]:
+    """What the command line asks of a script."""
+    return {}
 
 
 def write_digits(folder: Path, *, n_each: int = 30) -> Path:
@@ -114,9 +161,11 @@ class TuningServer:
         )
         assert self._process.stdout and self._process.stdout.readline() == "ready\n"
 
-    def run(self, config: Path, root: Path, *, fault: dict[str, Any] | None = None) -> dict[str, Any]:
+    def run(
+        self, config: Path, root: Path, *, fault: dict[str, Any] | None = None, script: str = "tests.tuning_runs"
+    ) -> dict[str, Any]:
         """One run; the reply holds exit_code, stdout, stderr and the touches of the disk below `root`."""
-        request = {"do": "run", "script": "iterative_tuning", "argv": ["--config", str(config)], "root": str(root)}
+        request = {"do": "run", "script": script, "argv": ["--config", str(config)], "root": str(root)}
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(request | {"fault": fault}) + "\n")
         self._process.stdin.flush()

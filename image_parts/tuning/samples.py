@@ -30,6 +30,9 @@ log = logging.getLogger(__name__)
 # What a stage on disk was computed with; another version may give other bits.
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "umap-learn", "hdbscan", "numba")
 
+# UMAP and HDBSCAN make nothing of fewer.
+_LEAST_ROWS = 4
+
 
 @dataclass(frozen=True)
 class SampleHandle:
@@ -65,24 +68,30 @@ class Samples:
         key = _features_key(settings)
         if key not in self._handles:
             features = extract_features(self._scanned, settings, progress=settings.progress)
-            self._handles[key] = self._write(whole_sample(features))
+            self._handles[key] = self._store(whole_sample(features))
         return self._handles[key]
 
-    def _write(self, sample: Sample) -> SampleHandle:
+    def _store(self, sample: Sample) -> SampleHandle:
         if self._fraction is not None:
             sample = sample.take(self._fraction, seed=self._seed)
-        if len(sample.vectors) < 4:
+        if len(sample.vectors) < _LEAST_ROWS:
             share = "" if self._fraction is None else f" in a share of {self._fraction:g}"
-            raise UserError(f"there are only {len(sample.vectors)} distinct images{share}; 4 are the least to cluster")
-        folder = make_folder(self._root / _stages_name(sample, self._backend))
-        remove_stale_temporaries(folder)
-        for name, array in (("vectors", sample.vectors), ("rows", sample.rows)):
-            if not (folder / f"{name}.npy").exists():
-                with atomic_file(folder / f"{name}.npy") as file:
-                    np.save(file, array)
-        n_vectors, dimension = sample.vectors.shape
-        shape = (n_vectors, dimension)
-        return SampleHandle(str(folder), shape, len(sample.rows), self._backend, self._max_components)
+            raise UserError(
+                f"there are only {len(sample.vectors)} distinct images{share}; {_LEAST_ROWS} are the least to cluster"
+            )
+        return store_sample(sample, self._root, backend=self._backend, max_components=self._max_components)
+
+
+def store_sample(sample: Sample, root: Path, *, backend: Backend, max_components: int) -> SampleHandle:
+    """Write a sample below `root`, in a folder of its own, unless it is there."""
+    folder = make_folder(root / _stages_name(sample, backend))
+    remove_stale_temporaries(folder)
+    for name, array in (("vectors", sample.vectors), ("rows", sample.rows)):
+        if not (folder / f"{name}.npy").exists():
+            with atomic_file(folder / f"{name}.npy") as file:
+                np.save(file, array)
+    n_vectors, dimension = sample.vectors.shape
+    return SampleHandle(str(folder), (n_vectors, dimension), len(sample.rows), backend, max_components)
 
 
 @lru_cache(maxsize=2)
