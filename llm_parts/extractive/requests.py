@@ -14,9 +14,9 @@ from llm_parts.extractive.words import clip, keywords, name_from, sentences_of
 
 # Similarities chosen on invented requests in two languages and on the queries of a bank: higher ones leave more
 # requests alone, lower ones put more intents together.
-ASSIGN_SIMILARITY = 0.48  # least similarity of a request to the cluster that takes it
-GROUP_SIMILARITY = 0.48  # least mean similarity within a proposed cluster
-SAME_SIMILARITY = 0.85  # two clusters are one from here on
+ASSIGN_SIMILARITY = 0.55  # least similarity of a request to the cluster that takes it
+GROUP_SIMILARITY = 0.55  # least mean similarity within a proposed cluster
+SAME_SIMILARITY = 0.80  # two clusters are one from here on
 _SMALLEST_GROUP = 2  # requests that a proposed cluster must have
 COHESION_STEPS = (0.15, 0.25, 0.35, 0.50)  # mean similarity of members at which the score rises
 

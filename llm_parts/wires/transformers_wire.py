@@ -94,6 +94,12 @@ def load_causal_lm(model_name_or_path: str, *, load_in_4bit: bool = True) -> tup
             f"llm.model {model_name_or_path}: not a causal model that can be loaded ({reason}); give a Hugging Face id "
             "or a folder that save_pretrained wrote"
         ) from problem
+    # Where the vocabulary is missing, transformers makes a tokenizer of special tokens alone, which knows no word.
+    if tokenizer.vocab_size <= len(set(tokenizer.all_special_ids)):
+        raise UserError(
+            f"llm.model {model_name_or_path}: its tokenizer has no vocabulary; save the tokenizer beside the weights "
+            "with save_pretrained"
+        )
     if "quantization_config" not in options:
         model = model.to(device)
     return model.eval(), tokenizer
