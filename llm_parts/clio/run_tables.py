@@ -22,8 +22,11 @@ def conversation_rows(table: ConversationTable, facets: FacetTable) -> list[Row]
     return [{"dialogues": name.replace("_", " "), "count": n} for name, n in counts.items()]
 
 
-def facet_rows(facets: FacetTable) -> list[Row]:
-    """For each facet how many dialogues have an answer and how many answers did not fit the type."""
+def facet_rows(facets: FacetTable, *, least: int) -> list[Row]:
+    """For each facet how many dialogues have an answer and how many answers did not fit the type.
+
+    The most common answer is told where `least` dialogues gave it: one that few gave may point to them.
+    """
     rows = []
     for name, values in facets.columns.items():
         given = [value for value in values if value is not None]
@@ -33,7 +36,7 @@ def facet_rows(facets: FacetTable) -> list[Row]:
                 "answers": len(given),
                 "different": len(set(given)),
                 "did_not_fit": facets.unfit[name],
-                "most_common": _most_common(given),
+                "most_common": _most_common(given, least=max(2, least)),
             }
         )
     return rows
@@ -105,11 +108,11 @@ def _majorities(tops: np.ndarray, true_labels: Sequence[str | None]) -> dict[int
     return {top: min(found, key=lambda label: (-found[label], label)) for top, found in counts.items()}
 
 
-def _most_common(values: Sequence[Any]) -> str:
+def _most_common(values: Sequence[Any], *, least: int) -> str:
     if not values:
         return ""
     value, n = min(Counter(values).items(), key=lambda item: (-item[1], str(item[0])))
-    return f"{str(value)[:60]} ({n})" if n > 1 else ""
+    return f"{str(value)[:60]} ({n})" if n >= least else ""
 
 
 def _cost(counts: Mapping[str, Any] | None) -> float | None:
