@@ -24,7 +24,7 @@ from common.report import Report
 from llm_parts.clio.levels import plan_levels
 from llm_parts.clio.report import render_clio_report
 from llm_parts.clio.taxonomy import ClioReport, ClusterName, Hierarchy, Level
-from tests.browser import open_page, start_chromium
+from tests.browser import CHROMIUM, open_page, start_chromium
 
 WORDS = [
     *("refund", "card", "account", "travel", "hotel", "recipe", "garden", "python"),
@@ -158,6 +158,9 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--out", type=Path, default=None)
     arguments = parser.parse_args()
+    if not Path(CHROMIUM).exists():
+        print(f"{CHROMIUM} is not installed (apt-get install chromium chromium-driver): nothing is measured")
+        return 0
     report = make_report(arguments.rows)
     driver = start_chromium()
     with tempfile.TemporaryDirectory() as folder:

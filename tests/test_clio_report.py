@@ -145,6 +145,18 @@ def test_texts_of_conversations_in_no_cluster_are_withheld():
     assert "asked about nothing" in render_clio_report(replace(report, show_outsiders=True)).to_html()
 
 
+def test_rare_values_of_facets_are_not_shown():
+    report = make_report(39, hostile=False)
+    languages = ["English"] * 20 + ["Russian"] * 16 + ["Basque"] * 3
+    texts = [f"text {i % 20}" for i in range(39)]  # few values, each of one or two people
+    report = replace(report, facets={"language": languages, "request": texts})
+    data = explorer_data(report, count_sizes(report.base_labels, n_clusters=12))
+    assert [(facet["name"], facet["values"], facet["counts"]) for facet in data["facets"]] == [
+        ("language", ["English", "Russian"], [20, 16])
+    ]
+    assert base64.b64decode(data["facets"][0]["codes"])[-3:] == b"\xff\xff\xff"
+
+
 def test_of_very_many_conversations_a_sample_is_shown(monkeypatch):
     monkeypatch.setattr("llm_parts.clio.report.MAX_SHOWN", 13)
     report = make_report(39, hostile=False)

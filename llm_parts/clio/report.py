@@ -39,6 +39,7 @@ MAX_SHOWN = 200_000  # conversations in the page; of more, an even sample
 MAP_STEPS = 60_000  # coordinates are rounded to so many steps: a pixel at 60 times the size of a screen
 OFF_MAP = 0xFFFF  # coordinate of a conversation without a place
 MAX_FACET_VALUES = 24  # more values cannot be told apart by colour
+MIN_VALUE_COUNT = 5  # conversations behind a worded value that is shown: a rarer one may point to one person
 NO_VALUE = 255
 EXAMPLES_PER_CLUSTER = 5
 MAX_CLUSTERS_WITH_EXAMPLES = 2_000  # in the table; the tree shows them for all
@@ -140,11 +141,13 @@ def _words(name: ClusterName) -> list[str]:
 
 
 def _facet_data(name: str, values: Sequence[Any]) -> dict[str, Any] | None:
-    """A facet of few values as codes; None for one that colours cannot show."""
+    """A facet of few values as codes; None for one that colours cannot show. Rare worded values count as none."""
     counts = Counter(value for value in values if _has_value(value))
+    is_numeric = all(isinstance(value, int | float) for value in counts)
+    if not is_numeric:
+        counts = Counter({value: count for value, count in counts.items() if count >= MIN_VALUE_COUNT})
     if not 2 <= len(counts) <= MAX_FACET_VALUES:
         return None
-    is_numeric = all(isinstance(value, int | float) for value in counts)
     order = sorted(counts) if is_numeric else sorted(counts, key=lambda value: (-counts[value], str(value)))
     codes = {value: code for code, value in enumerate(order)}
     return {
