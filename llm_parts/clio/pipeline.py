@@ -161,7 +161,10 @@ class ClioRun:
                 settings=self.settings,
                 on_done=lambda: bar.update(1),
             )
-        self._tables += [("Dialogues", conversation_rows(self.table, facets)), ("Facets", facet_rows(facets))]
+        self._tables += [
+            ("Dialogues", conversation_rows(self.table, facets)),
+            ("Facets", facet_rows(facets, least=self.settings.min_cluster_size)),
+        ]
         return facets
 
     def embed(self, facets: FacetTable) -> np.ndarray:
