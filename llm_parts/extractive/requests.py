@@ -16,11 +16,11 @@ from llm_parts.extractive.words import clip, keywords, name_from, sentences_of
 # requests alone, lower ones put more intents together.
 ASSIGN_SIMILARITY = 0.55  # least similarity of a request to the cluster that takes it
 GROUP_SIMILARITY = 0.55  # least mean similarity within a proposed cluster
-SAME_SIMILARITY = 0.80  # two clusters are one from here on
+SAME_SIMILARITY = 0.75  # two clusters are one from here on
 _SMALLEST_GROUP = 2  # requests that a proposed cluster must have
 COHESION_STEPS = (0.15, 0.25, 0.35, 0.50)  # mean similarity of members at which the score rises
 
-_N_EXAMPLES = 3
+_N_EXAMPLES = 5
 _BETWEEN_EXAMPLES = " / "
 _NUMBERS = re.compile(r"\S*\d{3,}\S*|\S+@\S+")  # account numbers, phones and addresses have no place in a summary
 
@@ -117,7 +117,7 @@ def _describe(texts: Sequence[str], others: Sequence[str]) -> dict[str, Any]:
     """Name, summary and criteria of a group: keywords, its most central requests, keywords again."""
     vectors = vectors_of(texts)
     central = np.argsort(-(vectors @ vectors.mean(axis=0)), kind="stable")
-    examples = dict.fromkeys(clip(_without_numbers(texts[row]), 120) for row in central)
+    examples = dict.fromkeys(clip(_without_numbers(texts[row]), 110) for row in central)
     background = [text for text in others if text not in set(texts)]
     shared = keywords(texts, others=background, n_words=8)
     return {
@@ -150,9 +150,9 @@ def _similarities(texts: Sequence[str], clusters: Sequence[dict[str, Any]]) -> n
 
 
 def _nearness(vectors: np.ndarray, prototypes: np.ndarray) -> np.ndarray:
-    mean = prototypes.mean(axis=0)
-    mean = mean * (np.linalg.norm(prototypes, axis=1).mean() / max(float(np.linalg.norm(mean)), 1e-12))
-    return 0.5 * (vectors @ prototypes.T).max(axis=1) + 0.5 * (vectors @ mean)
+    # The mean of the similarities, not the similarity to the mean: that one draws everything to the widest cluster.
+    similarity = vectors @ prototypes.T  # [n, p]
+    return 0.5 * similarity.max(axis=1) + 0.5 * similarity.mean(axis=1)
 
 
 def _group_similarity(first: Sequence[str], second: Sequence[str]) -> float:
