@@ -21,7 +21,8 @@ from llm_parts.clio.settings import ClioSettings
 from llm_parts.framing import count_tokens
 from llm_parts.settings import LlmSettings
 
-_SPREAD_OF_SIZES = 3.0  # sizes of k-means clusters are about gamma-distributed with this shape
+_SPREAD_OF_SIZES = 8.0  # sizes of k-means clusters are about gamma-distributed with this shape
+_NAMED_AGAIN = 0.25  # share of names that are equal or false at first
 _TOKENS_OF_A_FACET = 30
 _TOKENS_OF_A_NAME = 50  # with its summary
 _FIXED = 350  # instructions and rules of a prompt
@@ -61,14 +62,15 @@ class Plan:
         others = [method for method in dict.fromkeys(settings.compare_naming) if method != settings.naming]
         n_variants = len(settings.sampling_sweep.variants())
         n_checked = settings.n_truth_checks * n_base if n_base > 1 else 0
+        n_named = round(n_base * (1 + _NAMED_AGAIN)) if n_base > 1 else n_base
         by_llm = [step for step in levels if step != "linkage_rename"]
         n_audited = n_base + levels.get("hierarchy_rename", 0) + levels.get("linkage_rename", 0)
         return {
             "facets": self._n_distinct,
-            "cluster_name": n_base,
-            **{f"cluster_name_{method}": n_base for method in others},
+            "cluster_name": n_named,
+            **{f"cluster_name_{method}": n_named for method in others},
             "name_check": n_checked * (1 + len(others)),
-            "cluster_name_sampling": n_base * n_variants,
+            "cluster_name_sampling": n_named * n_variants,
             **levels,
             **{step: levels[step] * (1 + n_variants) for step in by_llm},
             "privacy_audit": n_audited if settings.audit_threshold > 1 else 0,
