@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from llm_servers import KEY, LlmServer, fault
@@ -336,6 +337,17 @@ def test_a_local_model_generates_in_this_process(tiny_model):
     with LlmClient(settings) as client:
         answer = client.answer(LlmRequest(MESSAGES, MergeAnswer, "merge", step="merge"))
         assert answer.failure is not None and client.ledger.summary()["failures"]["quarantined"] == 1
+
+
+def test_a_tokenizer_without_a_vocabulary_is_an_error_of_the_user(tiny_model, tmp_path):
+    folder = tmp_path / "no-words"
+    shutil.copytree(tiny_model, folder)
+    (folder / "tokenizer.json").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "BertTokenizer"}))
+    wire = get_llm_provider(settings=LlmSettings(provider="transformers", model=str(folder)))
+    with pytest.raises(UserError, match="its tokenizer has no vocabulary; save the tokenizer"):
+        wire.chat_completion(MESSAGES)
 
 
 def test_a_folder_without_a_model_is_an_error_of_the_user(tmp_path):
