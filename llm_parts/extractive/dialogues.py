@@ -24,6 +24,7 @@ _TIE = 0.02  # difference of similarity that decides nothing
 _SCORE_STEPS = (0.1, 0.2, 0.35, 0.5)  # similarity of a summary to its evidence at which a score rises
 
 _CONTACT = re.compile(r"[\w.+-]+@[\w-]+\.\w+|(?:\+|\b)\d[\d\s().-]{7,}\d|\b[A-Z]{2}\d{2}[A-Z0-9 ]{10,}")
+_MASKED = re.compile(r"\[(?:mail|phone|card|iban|name)\]")
 _NUMBER = re.compile(r"\b\d{5,}\b")
 _NAME = re.compile(r"\b(?:[Mm]y name is|Mr\.?|Mrs\.?|Ms\.?|[Мм]еня зовут)\s+[A-ZА-ЯЁ]\w+")
 _SCRIPTS = (
@@ -83,6 +84,8 @@ def _customer_text(turns: Sequence[Any]) -> str:
 def _central_sentences(text: str, *, n_sentences: int) -> list[str]:
     """The sentences nearest to the whole of a text, in their order."""
     sentences = [sentence for sentence in sentences_of(text)[:20] if words_of(sentence)]
+    # What holds masked data tells how to reach somebody, not what they want.
+    sentences = [sentence for sentence in sentences if not _MASKED.search(sentence)] or sentences
     if len(sentences) <= n_sentences:
         return sentences or [clip(text, 200)]
     nearness = vectors_of(sentences) @ vectors_of([text])[0]
