@@ -170,7 +170,7 @@ def test_killed_by_the_system_nothing_is_asked_twice(finished, rows, tmp_path):
         config = tmp_path / "config.yaml"
         config.write_text(yaml.safe_dump({"llm": llm, "llm_cluster": {"mode": "clio"}, "clio": clio}))
         arguments = ["--config", str(config), "llm_cluster.progress=false"]
-        for n_calls in (30, 105):
+        for n_calls in (25, 70):
             process, receiver = start_run(arguments)
             while server.n_calls() < n_calls and not receiver.poll(0.002):
                 pass
