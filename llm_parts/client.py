@@ -206,7 +206,7 @@ class LlmClient:
         """
         # A few more threads than calls in flight: while some prepare or wait to retry, others keep the server busy.
         # Not many more: what they have taken already is sent before what turns out to be more urgent.
-        n_threads = self.settings.concurrency + 1 + self.settings.concurrency // 4
+        n_threads = self.settings.concurrency + 1 + self.settings.concurrency // 2
         made: Crew[LlmRequest[Any], Answer[Any]] = Crew(self.answer, n_threads=n_threads)
         with made as crew:
             try:

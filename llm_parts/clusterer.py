@@ -39,8 +39,8 @@ SETTLED_FROM = 10
 
 MAX_REVIEWS = 5  # rounds over the requests that are left; each must place some, or it is the last
 SAMPLES_OF_PROPOSAL = 3
-VOTES_FOR_PROPOSER = 3  # clusters that each request of a batch votes for
-CARDS_FOR_PROPOSER = 3  # times the shortlist: known clusters that the Proposer sees beside a batch
+EMBEDDED_FIRST = 1000  # requests, before the first call: some seconds
+NEAREST_FOR_PROPOSER = 3  # known clusters that each request of a batch puts before the Proposer
 
 
 @dataclass
@@ -140,9 +140,11 @@ class Clusterer:
         self._tidy()
 
     def get_ready(self, requests: Sequence[Request]) -> None:
-        """Load the embedder and embed the first requests, so that no server is kept waiting; asks nothing."""
-        first = [request for request in requests if not request.is_empty][: self._options.batch_size]
-        self._vectors_of(first)
+        """Load the embedder and embed the first requests, so that no server is kept waiting; asks nothing.
+
+        Those that follow are embedded while the model answers, and these go faster together.
+        """
+        self._vectors_of([request for request in requests if not request.is_empty][:EMBEDDED_FIRST])
 
     def finish(self) -> None:
         """Come back to the requests that nobody took, and merge new clusters that are one and the same."""
@@ -222,19 +224,17 @@ class Clusterer:
         return self._proposer.read(answer, requests, max_clusters=limit)
 
     def _known_cards(self, requests: Sequence[Request]) -> list[dict[str, str]]:
-        """The known clusters that a proposer should see: the nearest to each request, then others that are near."""
+        """The known clusters that a proposer should see: the few nearest to each request, the most often near first."""
         index = ClusterIndex(self.registry.live(), self.vectors)
         if not len(index):
             return []
         similarity = index.similarities(self._vectors_of(requests))
-        # Each request votes for the clusters nearest to it, for the first more than for the second, and so on.
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :VOTES_FOR_PROPOSER]
-        votes = np.zeros(len(index))
-        for place in range(nearest.shape[1]):
-            votes += np.bincount(nearest[:, place], minlength=len(index)) / (1 + place)
+        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEAREST_FOR_PROPOSER]
+        votes = np.bincount(nearest.ravel(), minlength=len(index))
         order = np.lexsort((-similarity.max(axis=0), -votes))
         if self._options.shortlist != "all":
-            order = order[: min(CARDS_FOR_PROPOSER * self._options.shortlist, MAX_CLUSTERS_IN_PROMPT)]
+            # One that is not shown is proposed once more, and two comparisons cost more than many cards.
+            order = order[: min(int((votes > 0).sum()), MAX_CLUSTERS_IN_PROMPT)]
         return [self.registry.get(index.cluster_ids[column]).to_prompt() for column in order]
 
     def _start_merging(self, batch: _Batch, crew: Crew) -> None:

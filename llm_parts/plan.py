@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_parts.checks import MEMBERS_FOR_COHESION, MEMBERS_FOR_NAMES, SIBLINGS
 from llm_parts.client import LlmClient
+from llm_parts.clusterer import NEAREST_FOR_PROPOSER
 from llm_parts.framing import count_tokens
 from llm_parts.judge import Judge
 from llm_parts.judging import MAX_CLUSTERS_IN_PROMPT
@@ -71,8 +72,7 @@ class Plan:
         rounds = math.ceil(self._n_new / self._options.max_clusters_per_batch) if self._n_new else 0
         n_calls = n_batches + max(0, min(rounds, n_batches) - 1)
         batch = self._asked[:size]
-        most = MAX_CLUSTERS_IN_PROMPT if self._options.shortlist == "all" else 2 * self._options.shortlist
-        n_shown = min(len(self._cards), most, MAX_CLUSTERS_IN_PROMPT)
+        n_shown = min(len(self._cards), NEAREST_FOR_PROPOSER * len(batch), MAX_CLUSTERS_IN_PROMPT)
         # Half of the clusters are known on the average, in the course of a run that finds them.
         question = Proposer().question(batch, self._cards[: n_shown // 2], max_clusters=1, context=self._context)
         tokens_in = n_calls * count_tokens(question.messages)
