@@ -107,7 +107,9 @@ def hierarchy_rename(evidence: Evidence) -> dict[str, Any]:
     named = _named(evidence.texts("children", "members", "names"), evidence.texts("outsiders", "parents"))
     children = [str(card["name"]) for card in evidence.cards("children") if card.get("name")]
     if children:
-        named["summary"] = f"{len(children)} clusters, such as: {'; '.join(children[:3])}."
+        # Words of ours would be counted among those of the children, one level up.
+        more = f"; and {len(children) - 3} more" if len(children) > 3 else ""
+        named["summary"] = f"{'; '.join(children[:3])}{more}."
     return named
 
 
