@@ -126,14 +126,6 @@ def flatness(frame: pd.DataFrame, train: pd.DataFrame, embedder: Kept) -> dict[i
     return tokens
 
 
-def in_flight(frame: pd.DataFrame, embedder: Kept) -> dict[str, float]:
-    """Calls in flight at concurrency 10 against a server that takes 200 ms, over the judge's calls of one batch."""
-    labels = dict(zip(frame["text"], frame["label"], strict=True))
-    with LlmServer(TruthBrain(labels), delay_s=0.2) as server:
-        cluster(frame.head(200), server.settings("openai", concurrency=10), embedder)
-        return {"mean": round(server.mean_in_flight, 2), "max": server.max_in_flight}
-
-
 def main() -> None:
     """Run all, print a table and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -157,8 +149,6 @@ def main() -> None:
         )
     results["tokens_in_per_request_by_clusters"] = flatness(frame, train, embedder)
     print(f"prompt tokens a request by known clusters: {results['tokens_in_per_request_by_clusters']}")
-    results["in_flight_at_concurrency_10"] = in_flight(frame, embedder)
-    print(f"in flight at concurrency 10: {results['in_flight_at_concurrency_10']}")
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
