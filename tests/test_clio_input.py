@@ -204,6 +204,9 @@ def test_another_model_takes_from_llm_what_it_does_not_say():
     other = Extractor(provider="anthropic", facet_prompt="detailed").llm_settings(llm)
     assert (other.provider, other.model, other.url) == ("anthropic", None, None)
     assert ModelChoice(model="small", temperature=0.5).label(llm) == "openai small at 0.5"
+    limited = LlmSettings(provider="openai", model="large", max_cost=1.0, prices={"large": {"input": 1, "output": 1}})
+    with pytest.raises(ConfigError, match=r"(?s)further model small.*price of 'small' is not known"):
+        ModelChoice(model="small").llm_settings(limited)
 
 
 # --- the demonstration -----------------------------------------------------------------------------------------------

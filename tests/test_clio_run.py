@@ -373,3 +373,12 @@ def test_what_a_later_step_would_refuse_is_refused_at_once(rows, tmp_path):
     with pytest.raises((ConfigError, UserError), match="clio.sweep"):
         job.run(sweep={"grid": {"dbscan_eps": [0.1]}})
     assert job.provider.prompts == []
+
+
+def test_a_judge_without_a_key_ends_the_run_before_anything_is_asked(rows, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    job = Job(tmp_path, rows[:12], judges=[{}, {"provider": "openai"}])
+    with pytest.raises(UserError, match="OPENAI_API_KEY"):
+        job.run()
+    assert job.provider.prompts == []

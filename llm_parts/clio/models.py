@@ -31,6 +31,17 @@ class Models:
         self._clients: dict[str, LlmClient] = {}
         self.main = self._open(ModelChoice().label(llm), llm)
 
+    def preflight(self) -> None:
+        """Ask every model that the run will need whether it is there, before the first of them is paid for more."""
+        self.main.preflight()
+        settings = self.settings
+        for choice in [*settings.judges, *settings.extractors] if settings.judge_sample else []:
+            chosen = choice.llm_settings(self.llm)
+            name = f"{choice.label(self.llm)}, preflight"
+            if chosen != self.llm and name not in self._clients:
+                # A client of its own: that of the judging gets the budget that is left by then.
+                self._open(name, self._with_what_is_left(chosen)).preflight()
+
     def questions(self) -> Questions:
         """The main model, asked with the temperature and top_p of the section `clio`."""
         return Questions(self.main, self.settings)

@@ -73,7 +73,7 @@ def run_clio(
             run = ClioRun(table, settings=settings, models=models, folder=folder, progress=progress)
             log.info("estimated calls: %s", run.plan["calls"])
             try:
-                models.main.preflight()
+                models.preflight()
                 report, facets = run.study()
             except BudgetExhausted as exhausted:
                 run.write_calls()

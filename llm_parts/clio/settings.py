@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from common.config import ConfigError, Section
+from common.config import ConfigError, Section, settings_from_values
 from llm_parts.clio.vector_settings import VectorSettings
 from llm_parts.settings import LlmSettings, Price
 
@@ -64,14 +64,16 @@ class ModelChoice(Section):
     prices: dict[str, Price] | None = Field(None, description="prices by model; null: those of llm")
 
     def llm_settings(self, llm: LlmSettings) -> LlmSettings:
-        """The section `llm` with this model in it."""
+        """The section `llm` with this model in it; raises ConfigError where the two do not fit, as a limit of cost
+        without a price."""
         named = self.model_dump(include=set(ModelChoice.model_fields))
         given: dict[str, Any] = {name: value for name, value in named.items() if value is not None}
         if self.provider not in (None, llm.provider):  # model and address of another provider are not this one's
             given = {"model": None, "url": None, **given}
         elif self.model is None:
             given.pop("model", None)
-        return LlmSettings(**{**llm.model_dump(), **given}).with_keys(llm._keys)
+        source = f"of clio, for the further model {named['model'] or named['provider']}"
+        return settings_from_values(LlmSettings, {**llm.model_dump(), **given}, source=source).with_keys(llm._keys)
 
     def label(self, llm: LlmSettings) -> str:
         """The name of this model in reports."""
