@@ -135,6 +135,17 @@ def test_the_estimate_is_within_a_tenth(finished):
     assert sum(step["calls"] for step in calls["this_run"]["steps"].values()) == asked
 
 
+def test_the_estimate_knows_the_price_of_every_model(finished):
+    prices = {"a": {"input": 1.0, "output": 0.0}, "b": {"input": 3.0, "output": 0.0}}
+    llm = LlmSettings(provider="openai", model="a", prices=prices)
+    settings = ClioSettings(**{**finished.settings.model_dump(), "judges": [{}, {"model": "b"}]})
+    steps = {step["step"]: step for step in check_clio(settings, llm)["steps"]}
+    assert steps["facets"]["cost"] == pytest.approx(steps["facets"]["tokens_in"] / 1e6)
+    assert steps["judge_names"]["cost"] == pytest.approx(2 * steps["judge_names"]["tokens_in"] / 1e6)
+    unpriced = check_clio(settings, LlmSettings(provider="openai", model="c"))
+    assert unpriced["cost"] is None and unpriced["total_calls"] > 96
+
+
 def test_a_finished_run_is_left_alone_and_another_configuration_refused(finished):
     before = len(finished.provider.prompts)
     assert finished.run()["base_clusters"] == finished.result["base_clusters"]

@@ -7,18 +7,20 @@ clusters, which is known for k-means but for those that fall below the minimums,
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from common.config import canonical_json
-from llm_parts.client import LlmClient, StepEstimate
+from llm_parts.client import StepEstimate
 from llm_parts.clio.algorithms import count_clusters
 from llm_parts.clio.conversations import ConversationTable
 from llm_parts.clio.facets import FacetRequests
 from llm_parts.clio.judges import PAIR_INSTRUCTIONS
 from llm_parts.clio.levels import count_hierarchy_calls, plan_levels
-from llm_parts.clio.settings import ClioSettings
+from llm_parts.clio.settings import ClioSettings, ModelChoice
 from llm_parts.framing import count_tokens
+from llm_parts.ledger import cost_of
 from llm_parts.settings import LlmSettings
 
 _SPREAD_OF_SIZES = 8.0  # sizes of k-means clusters are about gamma-distributed with this shape
@@ -42,8 +44,7 @@ class Plan:
 
     def to_dict(self) -> dict[str, Any]:
         """`calls` per step, their tokens and cost, and the totals; cost is None where the price is not known."""
-        with LlmClient(self._llm) as client:
-            steps = [self._estimate(client, step, n) for step, n in self.calls().items() if n]
+        steps = [self._estimate(step, n_calls) for step, n_calls in self.calls().items() if n_calls]
         costs = [step.cost for step in steps]
         return {
             "guessed_base_clusters": self._n_base,
@@ -104,11 +105,20 @@ class Plan:
         n_clusters = min(count_clusters(self._settings, n_rows=n_rows), self._n_distinct)
         return round(n_clusters * share_of_large(n_rows / n_clusters, self._settings.min_cluster_size))
 
-    def _estimate(self, client: LlmClient, step: str, n_calls: int) -> StepEstimate:
-        tokens_out = _TOKENS_OUT.get(step, _SHORT_ANSWER)
-        return client.estimate(
-            step, n_calls=n_calls, tokens_in=n_calls * self._tokens_in(step), tokens_out=n_calls * tokens_out
-        )
+    def _estimate(self, step: str, n_calls: int) -> StepEstimate:
+        """One step, each model's share of it at that model's price."""
+        models = self._models_of(step)
+        tokens_in = n_calls * self._tokens_in(step)
+        tokens_out = n_calls * _TOKENS_OUT.get(step, _SHORT_ANSWER)
+        prices = [model.llm_settings(self._llm).price for model in models]
+        costs = [cost_of(price, tokens_in // len(models), tokens_out // len(models)) for price in prices]
+        cost = None if None in costs else sum(cost for cost in costs if cost is not None)
+        return StepEstimate(step, n_calls, tokens_in, tokens_out, cost)
+
+    def _models_of(self, step: str) -> Sequence[ModelChoice]:
+        if step.startswith("judge_"):
+            return self._settings.judges
+        return self._settings.extractors if step == "compare_facets" else (ModelChoice(),)
 
     def _tokens_in(self, step: str) -> int:
         """Tokens of one prompt of a step: of facets as they are, on a sample; of the others by what they show."""
