@@ -116,11 +116,11 @@ def test_dialogues_of_both_languages_come_under_their_topic(finished, rows):
 
 def test_a_brain_that_does_not_read_reconstructs_nothing(tmp_path, rows):
     """The negative control of the figure above."""
-    job = Job(tmp_path, rows, brain=ClioBrain(wrong=1.0))
+    job = Job(tmp_path, rows[:48], brain=ClioBrain(wrong=1.0), n_clusters=8)
     job.run()
     right = [
         placed["llm_level_1"] is not None and topic_of({"name": placed["llm_level_1"]}) == row["topic"]
-        for row, placed in zip(rows, job.clusters(), strict=True)
+        for row, placed in zip(rows[:48], job.clusters(), strict=True)
     ]
     assert sum(right) / len(right) < 2 / len(TOPICS) + 0.1
 
@@ -160,7 +160,7 @@ def test_a_finished_run_is_left_alone_and_another_configuration_refused(finished
 def test_stopped_by_budgets_a_run_goes_on_and_leaves_the_same_files(finished, rows, tmp_path):
     job = Job(tmp_path, rows)
     n_all = finished.provider.brain.n_calls.total()
-    for limit in (40, 80, 50):
+    for limit in (40, 100):
         job.llm = job.llm.model_copy(update={"max_calls": limit})
         with pytest.raises(UserError, match=rf"llm.max_calls={limit} is used up.*Left to do: .*judge_"):
             job.run()
@@ -199,7 +199,7 @@ def test_killed_by_the_system_nothing_is_asked_twice(finished, rows, tmp_path):
 def test_a_full_disk_ends_cleanly_and_the_run_goes_on(rows, tmp_path, monkeypatch):
     job = Job(tmp_path, rows[:24], n_clusters=4)
     real = os.fsync
-    for n_writes in (2, 8, 14, 20):
+    for n_writes in (3, 14):
         left = iter(range(n_writes))
 
         def fsync(descriptor, left=left):
@@ -317,8 +317,6 @@ def all_equal(rows):
         (lambda rows: rows[:1], {"min_cluster_size": 1}, {"in_clusters": 1, "base_clusters": 1}),
         (lambda rows: rows[:10], {"n_clusters": 50, "min_cluster_size": 1}, {"in_clusters": 10}),
         (lambda rows: rows[:40], {"levels": 10, "n_top": 2}, {"quarantined": 0}),
-        (lambda rows: rows[:40], {"levels": 2, "n_top": 1}, {"top_clusters": {"llm": 1, "linkage": 1}}),
-        (lambda rows: rows[:40], {"algorithm": "hdbscan", "hdbscan_min_cluster_size": 4}, {"quarantined": 0}),
     ],
 )  # fmt: skip
 def test_odd_input_makes_a_whole_report(rows, tmp_path, change, keys, expected):
