@@ -208,6 +208,7 @@ def trial_seed(seed: int, name: str, number: int) -> int:
 
 
 def _n_startup(tuning: TuningSettings) -> int:
+    """Trials at random before TPE's model takes over: with fewer it settles on what it met first."""
     return max(10, tuning.population_size)
 
 
