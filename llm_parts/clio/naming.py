@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -198,25 +198,17 @@ def check_names(
     `members[i]` are texts of cluster i, centroids [k, d] of unit length; `only` these clusters are asked about.
     """
     checks = [NameCheck() for _ in names]
-    asked: list[tuple[int, list[int]]] = []
-    prompts = []
-    for row in range(len(names)) if only is None else only:
-        siblings = _nearest(centroids, row)
-        for number, text in enumerate(members[row] if siblings else ()):
-            order = np.random.default_rng([seed, row, number]).permutation([row, *siblings]).tolist()
-            parents = tagged("parents", [{"name": names[other].name} for other in order])
-            child = tagged("children", [{"name": text}])
-            prompts.append(f"The dialogue:\n{child}\n\nThe names:\n{parents}\n\nWhich one fits?")
-            asked.append((row, order))
+    rows = range(len(names)) if only is None else only
+    asked = [(row, order, text) for row in rows for order, text in _choices(row, members[row], centroids, seed=seed)]
     answers = questions.ask(
-        prompts,
+        [_choice_prompt(text, [names[other].name for other in order]) for _, order, text in asked],
         instructions=CHECK_INSTRUCTIONS,
         schema=HierarchyAssignAnswer,
         schema_name="hierarchy_assign",
         step=step,
-        choices=[{"parent": [names[other].name for other in order]} for _, order in asked],
+        choices=[{"parent": [names[other].name for other in order]} for _, order, _ in asked],
     )
-    for (row, order), answer in zip(asked, answers, strict=True):
+    for (row, order, _), answer in zip(asked, answers, strict=True):
         if answer is None:
             continue
         chosen = next(other for other in order if names[other].name == answer.parent)
@@ -225,6 +217,18 @@ def check_names(
         if chosen != row:
             checks[row].mistaken_for[chosen] += 1
     return checks
+
+
+def _choices(row: int, texts: Sequence[str], centroids: np.ndarray, *, seed: int) -> Iterator[tuple[list[int], str]]:
+    """For each text of cluster `row` the clusters whose names it chooses from, in an order of its own."""
+    siblings = _nearest(centroids, row)
+    for number, text in enumerate(texts if siblings else ()):
+        yield np.random.default_rng([seed, row, number]).permutation([row, *siblings]).tolist(), text
+
+
+def _choice_prompt(text: str, names: Sequence[str]) -> str:
+    child, parents = tagged("children", [{"name": text}]), tagged("parents", [{"name": name} for name in names])
+    return f"The dialogue:\n{child}\n\nThe names:\n{parents}\n\nWhich one fits?"
 
 
 def _nearest(centroids: np.ndarray, row: int) -> list[int]:
