@@ -1,6 +1,6 @@
 # make run        the text stages on a demonstration dataset, a trained model, and a second round with it
 # make run-images the image stages on handwritten digits
-# make run-llm    LLM clustering of requests, with the provider that needs no LLM
+# make run-llm    LLM clustering of requests, and a taxonomy of dialogues, with the provider that needs no LLM
 # make test       the tests, without network or GPU
 # make check      style, types and the order of imports
 # make bench      the benchmarks, against their peers
@@ -66,6 +66,9 @@ run-llm: $(VENV)/.run
 	$(BIN)/python llm_cluster.py --config $(CONFIG) --input $(or $(INPUT),$(DEMO)/llm_requests.parquet) \
 	    llm.provider=extractive llm_cluster.output_dir=runs/llm/$(basename $(notdir $(or $(INPUT),sample))) \
 	    $(if $(INPUT),,llm_cluster.label_column=true_intent)
+	$(if $(INPUT),,$(BIN)/python demo/dialogues.py --out $(DEMO)/dialogues.jsonl --rows 400)
+	$(if $(INPUT),,$(BIN)/python llm_cluster.py --config $(CONFIG) llm_cluster.mode=clio llm.provider=extractive \
+	    clio.label_column=true_intent)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest
