@@ -128,7 +128,7 @@ def fine_tune(texts: list[str], labels: list[str], vectors: np.ndarray, k: int) 
     base = cluster_vectors(vectors, settings=settings, seed=0)
     with tempfile.TemporaryDirectory() as folder:
         trained = self_train(
-            texts, base, settings=settings, seed=0, model_dir=Path(folder) / "embedder", true_labels=labels
+            texts, vectors, base, settings=settings, seed=0, model_dir=Path(folder) / "embedder", true_labels=labels
         )
     return trained.rows
 

@@ -407,7 +407,7 @@ def test_self_training_learns_without_the_held_out_rows_and_measures_the_gain(ti
     before = embed_texts(texts, settings=settings)
     base = cluster_vectors(before, settings=settings, seed=0)
     trained = [
-        self_train(texts, base, settings=settings, seed=0, model_dir=tmp_path / name, true_labels=labels)
+        self_train(texts, before, base, settings=settings, seed=0, model_dir=tmp_path / name, true_labels=labels)
         for name in ("one", "two")
     ]
     assert np.array_equal(embed_texts(texts, settings=settings), before)  # the shared model is as it was

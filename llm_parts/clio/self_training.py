@@ -1,6 +1,6 @@
 """The sentence embedder fine-tuned on its own confident clusters, and what that gained.
 
-    trained = self_train(texts, base, settings=settings, seed=7, model_dir=output_dir / "embedder")
+    trained = self_train(texts, vectors, base, settings=settings, seed=7, model_dir=output_dir / "embedder")
     trained.rows                                        # scores before and after, on rows that were not learnt from
     settings = trained.settings if trained.is_kept else settings
 
@@ -68,6 +68,7 @@ def check_self_training(settings: VectorSettings) -> None:
 
 def self_train(
     texts: Sequence[str],
+    vectors: np.ndarray,
     base: BaseClusters,
     *,
     settings: VectorSettings,
@@ -78,6 +79,7 @@ def self_train(
 ) -> SelfTraining:
     """Fine-tune `embedding.sentence_model` on the clusters `base` of `texts` [n], save it and measure the gain.
 
+    `vectors` [n, d] are the texts as the model embeds them before, of unit length.
     `model_dir` is written as a whole or not at all, and replaced where it is. The rows `before` and `after` are scored
     with the labels of a clustering of all rows, over the rows that were held out. Silhouette and coherence are measured
     in the space of their own model, which training makes tidier by design; nmi, ari, acc and stability say whether it
@@ -86,7 +88,6 @@ def self_train(
     Raises UserError where fewer than two clusters have two sure rows that differ.
     """
     check_self_training(settings)
-    vectors = embed_texts(texts, settings=settings)
     held_out = choose_held_out(texts, share=settings.self_training.holdout, seed=seed)
     groups = confident_rows(vectors, base, texts, without=held_out, options=settings.self_training, seed=seed)
     encoder = _load_trainable(settings)
@@ -94,8 +95,8 @@ def self_train(
     save_encoder(encoder, model_dir)
     after = _with_model(settings, model_dir)
     scores = [
-        _scores(embed_texts(texts, settings=each), held_out, settings=each, seed=seed, true_labels=true_labels)
-        for each in (settings, after)
+        _scores(each, held_out, settings=settings, seed=seed, true_labels=true_labels)
+        for each in (vectors, embed_texts(texts, settings=after))
     ]
     is_kept = scores[1]["stability"] >= scores[0]["stability"]
     log.info("self-training: %s; stability %.3f, before %.3f", "kept" if is_kept else "left", *_pair(scores))

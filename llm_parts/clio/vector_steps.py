@@ -133,6 +133,7 @@ class VectorSteps:
             base = cluster_vectors(vectors, settings=self.settings, seed=self._seed)
             trained = self_train(
                 texts,
+                vectors,
                 base,
                 settings=self.settings,
                 seed=self._seed,
