@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -75,9 +76,9 @@ def draw_parallel(scored: Sequence[Evaluation], space: SearchSpace, path: Path) 
         [parameter.name.partition(".")[2] for parameter in space.parameters],
         [[str(value) for value in parameter.values] for parameter in space.parameters],
         places,
-        values=[_score(found) for found in scored],
+        values=_shares_worse([_score(found) for found in scored]),  # a few bad scores would leave the rest one colour
         title="Candidates by their values",
-        value_label="score",
+        value_label="share of candidates with a lower score",
     )
 
 
@@ -251,6 +252,12 @@ def _as_trial(found: Evaluation, space: SearchSpace) -> Any:
             else CategoricalDistribution(parameter.values)
         )
     return optuna.trial.create_trial(value=_score(found), params=params, distributions=kinds)
+
+
+def _shares_worse(scores: Sequence[float]) -> list[float]:
+    """For each score the share of scores below it."""
+    ordered = sorted(scores)
+    return [bisect.bisect_left(ordered, score) / max(len(ordered) - 1, 1) for score in scores]
 
 
 def _place(index: int, count: int) -> float:

@@ -85,14 +85,6 @@ class SearchSpace:
         condition = _MATTERS.get(name)
         return condition is None or condition({**self._base_values, **choice})
 
-    def prune(self, choice: Mapping[str, Any]) -> Choice:
-        """The choice without the parameters that cannot matter in it."""
-        kept: Choice = {}
-        for parameter in self.parameters:
-            if parameter.name in choice and self.matters(parameter.name, kept):
-                kept[parameter.name] = choice[parameter.name]
-        return kept
-
     def settings_of(self, choice: Mapping[str, Any]) -> ImageSettings:
         """The settings of a choice; raises UnfitChoice where its values do not go together."""
         values = self.base.model_dump()

@@ -15,7 +15,6 @@ from pathlib import Path
 from common.backend import Backend
 from common.config import UserError
 from image_parts.scan import ScannedImages
-from image_parts.settings import ImageSettings
 from image_parts.tuning.evaluate import Evaluation
 from image_parts.tuning.phases import (
     JournalMismatch,
@@ -23,7 +22,6 @@ from image_parts.tuning.phases import (
     PhaseResult,
     PhaseRunner,
     rank_key,
-    scale_settings,
     scale_size,
 )
 from image_parts.tuning.records import Records
@@ -227,11 +225,6 @@ def check_fraction(space: SearchSpace, *, n_distinct: int) -> None:
             f"tuning.phase1_fraction {fraction:g} leaves {n_distinct} distinct images, but {neighbors} neighbours and "
             f"clusters of {size} need {needed}; raise phase1_fraction, or set two_phase_enabled: false"
         )
-
-
-def scaled_example(space: SearchSpace) -> ImageSettings:
-    """The base settings as phase 1 would run them, for the plan."""
-    return scale_settings(space.base, space.base.tuning.phase1_fraction)
 
 
 def _best_choices(sample: PhaseResult, count: int) -> list[Choice]:
