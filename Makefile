@@ -70,8 +70,10 @@ run-llm: $(VENV)/.run
 	$(if $(INPUT),,$(BIN)/python llm_cluster.py --config $(CONFIG) llm_cluster.mode=clio llm.provider=extractive \
 	    clio.label_column=true_intent)
 
+# Files are shared out to worker processes of one thread each; WORKERS=0 runs them all in one process.
+WORKERS ?= 2
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
