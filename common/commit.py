@@ -15,6 +15,7 @@ import re
 import socket
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -168,7 +169,7 @@ class OutputLock:
         self._file.close()
 
 
-class HeldOutput:
+class HeldOutput(ABC):
     """An output under its lock; a subclass says in `_claim` what it looks at, and refuses, once it holds it."""
 
     def __init__(self, output: str | Path, *, is_file: bool) -> None:
@@ -188,8 +189,9 @@ class HeldOutput:
     ) -> None:
         self._lock.__exit__(kind, value, traceback)
 
+    @abstractmethod
     def _claim(self) -> None:
-        raise NotImplementedError
+        """Look at what is there; an exception gives the lock back."""
 
 
 # --- Identity --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ an unknown role, or hold markup. Equal rows and seed give equal bytes.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -23,8 +22,8 @@ if str(ROOT) not in sys.path:  # run as a script, this folder is on the path and
     sys.path.insert(0, str(ROOT))
 
 from common.config import UserError  # noqa: E402
+from demo.command import write_by_command  # noqa: E402
 from demo.intents import INTENTS, Intent  # noqa: E402
-from demo.support_requests import write_once  # noqa: E402
 from demo.writer import MessageWriter  # noqa: E402
 
 Row = dict[str, Any]
@@ -118,20 +117,12 @@ def to_json_lines(rows: Sequence[Row]) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse arguments, write the file, print its path; return the exit code."""
-    parser = argparse.ArgumentParser(description="Write invented dialogues as JSON lines.")
-    parser.add_argument("--out", type=Path, required=True, help="path of the file to write")
-    parser.add_argument("--rows", type=int, default=600, help="number of dialogues (default 600)")
-    parser.add_argument("--seed", type=int, default=7, help="seed of all random choices (default 7)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that differs")
-    options = parser.parse_args(arguments)
-    try:
-        content = to_json_lines(generate_dialogues(options.rows, options.seed))
-        write_once(options.out, content, overwrite=options.overwrite)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(options.out)
-    return 0
+    return write_by_command(
+        lambda rows, seed: to_json_lines(generate_dialogues(rows, seed)),
+        what="dialogues as JSON lines",
+        default_rows=600,
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ and channel. Thirty intents in English (70%) and Russian, some of them easily co
 
 from __future__ import annotations
 
-import argparse
 import io
 import random
 import sys
@@ -23,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a script, this folder is on the path and its parent is not
     sys.path.insert(0, str(ROOT))
 
-from common.commit import write_bytes  # noqa: E402
 from common.config import UserError  # noqa: E402
+from demo.command import write_by_command  # noqa: E402
 from demo.intents import INTENTS, neighbours_of  # noqa: E402
 from demo.writer import FIRST_DAY, N_DAYS, MessageWriter  # noqa: E402
 
@@ -162,30 +161,12 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse arguments, write the file, print its path; return the exit code."""
-    parser = argparse.ArgumentParser(description="Write invented support requests as a parquet file.")
-    parser.add_argument("--out", type=Path, required=True, help="path of the parquet file to write")
-    parser.add_argument("--rows", type=int, default=5000, help="number of requests (default 5000)")
-    parser.add_argument("--seed", type=int, default=7, help="seed of all random choices (default 7)")
-    parser.add_argument("--overwrite", action="store_true", help="replace a file that differs")
-    options = parser.parse_args(arguments)
-    try:
-        content = to_parquet(generate_requests(options.rows, options.seed))
-        write_once(options.out, content, overwrite=options.overwrite)
-    except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(options.out)
-    return 0
-
-
-def write_once(path: Path, content: bytes, *, overwrite: bool) -> None:
-    """Write content, leave an equal file alone, and refuse to replace a different one unless told to."""
-    if path.is_file() and not overwrite:
-        if path.read_bytes() == content:
-            print(f"{path} is already there, with the same rows", file=sys.stderr)
-            return
-        raise UserError(f"{path} exists and holds something else; choose another --out or add --overwrite")
-    write_bytes(path, content)
+    return write_by_command(
+        lambda rows, seed: to_parquet(generate_requests(rows, seed)),
+        what="support requests as a parquet file",
+        default_rows=5000,
+        arguments=arguments,
+    )
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -113,6 +113,19 @@ class StepEstimate:
     tokens_in: int
     tokens_out: int
     cost: float | None
+
+
+def add_up(steps: Sequence[StepEstimate]) -> dict[str, Any]:
+    """`calls` per step, the steps whole, and the totals; the cost is None where one step's is."""
+    costs = [step.cost for step in steps]
+    return {
+        "calls": {step.step: step.n_calls for step in steps},
+        "total_calls": sum(step.n_calls for step in steps),
+        "tokens_in": sum(step.tokens_in for step in steps),
+        "tokens_out": sum(step.tokens_out for step in steps),
+        "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
+        "steps": [asdict(step) for step in steps],
+    }
 
 
 class LlmClient:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from llm_parts.checks import MEMBERS_FOR_COHESION, MEMBERS_FOR_NAMES, SIBLINGS
-from llm_parts.client import LlmClient
+from llm_parts.client import LlmClient, add_up
 from llm_parts.clusterer import NEAREST_FOR_PROPOSER
 from llm_parts.framing import count_tokens
 from llm_parts.judge import Judge
@@ -54,16 +53,10 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """`calls` per step, their tokens and cost, and the totals; cost is None where the price is not known."""
         steps = [self._proposer(), self._merge(), *self._judge(), *self._checks()]
-        costs = [step.cost for step in steps]
         return {
             "requests": len(self._asked),
             "guessed_new_clusters": self._n_new,
-            "calls": {step.step: step.n_calls for step in steps},
-            "total_calls": sum(step.n_calls for step in steps),
-            "tokens_in": sum(step.tokens_in for step in steps),
-            "tokens_out": sum(step.tokens_out for step in steps),
-            "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
-            "steps": [asdict(step) for step in steps],
+            **add_up(steps),
         }
 
     def _proposer(self) -> Any:

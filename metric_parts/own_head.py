@@ -29,7 +29,8 @@ _PENALTIES = np.logspace(-4, 4, 9)
 def fit_own_head(model: JointModel, tokens: Tokens, *, seed: int) -> float | None:
     """Fit it from at most 4,096 of the texts; returns on how many of a fifth, held out, both heads name one class.
 
-    Returns None, and lets it find all classes equally likely, where the architecture has no last layer to fit.
+    Returns None where the architecture has no last layer to fit; one that reads more than a vector a text is set to
+    find all classes equally likely.
     """
     layer = _last_layer(model.network)
     if layer is None:
@@ -37,7 +38,8 @@ def fit_own_head(model: JointModel, tokens: Tokens, *, seed: int) -> float | Non
     rows = np.random.default_rng(seed).permutation(len(tokens.ids))[:_MAX_TEXTS]
     inputs, logits = _collect(model, layer, tokens, rows)
     if inputs is None:
-        torch.nn.init.zeros_(layer.weight)
+        for parameter in layer.parameters():
+            torch.nn.init.zeros_(parameter)
         log.warning("the own head of %s cannot be fitted", type(model.network).__name__)
         return None
     n_fitted = len(rows) - int(len(rows) * _HELD_OUT_SHARE)
@@ -77,12 +79,12 @@ def _collect(
                 model.network(**arguments)
             (features, _), (_, output) = to_layer.pop(), to_base.pop()
             if features.ndim != 2:
-                return None, logits
+                break
             vectors = pool_output(output, arguments["attention_mask"], model.pooling)
             inputs[places] = features.float().cpu().numpy()
             logits[places] = model.head(vectors).cpu().numpy()
     model.network.train(was_training)
-    return inputs, logits
+    return inputs if features.ndim == 2 else None, logits
 
 
 @contextmanager
@@ -104,7 +106,7 @@ def _fit(layer: torch.nn.Linear, inputs: np.ndarray, logits: np.ndarray) -> None
     """The ridge regression with the penalty that leaves the smallest leave-one-out error."""
     from sklearn.linear_model import RidgeCV
 
-    spread = np.sqrt(inputs.var(axis=0).mean())  # penalties mean the same for inputs of any size
+    spread = np.sqrt(inputs.var(axis=0).mean()) or 1.0  # penalties mean the same for inputs of any size
     ridge = RidgeCV(_PENALTIES, fit_intercept=layer.bias is not None).fit(inputs / spread, logits)
     with torch.no_grad():
         layer.weight.copy_(torch.from_numpy(ridge.coef_.reshape(layer.weight.shape) / spread))

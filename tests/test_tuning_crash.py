@@ -39,8 +39,8 @@ def prepared(tmp_path_factory) -> Path:
 
 
 def config_of(prepared: Path, folder: Path) -> tuple[Path, Path]:
-    """A config whose output is `folder`/work/out, and that output."""
-    output = folder / "work" / "out"
+    """A config whose output is `folder`/run/out, and that output."""
+    output = folder / "run" / "out"
     folder.mkdir(exist_ok=True)
     values = tuning_values(prepared / "images", output, prepared / "cache", **TUNING)
     return write_config(folder / "config.yaml", values), output
@@ -53,7 +53,7 @@ def evaluations(output: Path) -> dict[str, int]:
 def survey(prepared: Path, server: TuningServer, folder: Path, script: str) -> tuple[list[Any], dict[str, bytes]]:
     """What an undisturbed run touches, and what it leaves."""
     config, output = config_of(prepared, folder)
-    whole = server.run(config, folder / "work", script=script)
+    whole = server.run(config, folder / "run", script=script)
     assert whole["exit_code"] == 0, whole["stderr"]
     return whole["touches"], portable(output)
 
@@ -73,10 +73,10 @@ def test_killed_anywhere_it_reaches_the_same_end(prepared, server, tmp_path, scr
     for point in points:
         folder = tmp_path / f"killed-{point}"
         config, output = config_of(prepared, folder)
-        killed = server.run(config, folder / "work", fault={"at": point, "how": "kill"}, script=script)
+        killed = server.run(config, folder / "run", fault={"at": point, "how": "kill"}, script=script)
         assert killed["exit_code"] == -signal.SIGKILL, (point, killed)
         there = evaluations(output)
-        again = server.run(config, folder / "work", script=script)
+        again = server.run(config, folder / "run", script=script)
         assert again["exit_code"] == 0, (point, touches[point], again["stderr"])
         found = portable(output)
         different = [name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name)]
@@ -86,37 +86,37 @@ def test_killed_anywhere_it_reaches_the_same_end(prepared, server, tmp_path, scr
 
 def test_a_full_disk_is_told_and_loses_nothing(prepared, server, tmp_path):
     config, output = config_of(prepared, tmp_path)
-    touches = server.run(config, tmp_path / "work")["touches"]
+    touches = server.run(config, tmp_path / "run")["touches"]
     wanted = (output / "tuning_results_all.csv").read_bytes()
     point = next(i for i, (_, path) in enumerate(touches) if "000005" in path)
     for path in sorted(output.rglob("*"), reverse=True):
         path.rmdir() if path.is_dir() else path.unlink()
-    full = server.run(config, tmp_path / "work", fault={"at": point, "how": "full"})
+    full = server.run(config, tmp_path / "run", fault={"at": point, "how": "full"})
     assert full["exit_code"] == 1 and "the disk is full" in full["stderr"] and "Traceback" not in full["stderr"]
-    assert server.run(config, tmp_path / "work")["exit_code"] == 0
+    assert server.run(config, tmp_path / "run")["exit_code"] == 0
     assert (output / "tuning_results_all.csv").read_bytes() == wanted
 
 
 def test_a_journal_that_was_lost_or_damaged_is_made_anew(prepared, server, tmp_path):
     config, output = config_of(prepared, tmp_path)
-    server.run(config, tmp_path / "work")
+    server.run(config, tmp_path / "run")
     wanted, there = read_results(output), evaluations(output)
     journal = output / "_tuning" / "study.journal"
     for content in (None, b"nonsense\n" + journal.read_bytes()):
         journal.unlink() if content is None else journal.write_bytes(content)
         (output / "tuning_summary_latest.json").unlink()
-        again = server.run(config, tmp_path / "work")
+        again = server.run(config, tmp_path / "run")
         assert again["exit_code"] == 0, again["stderr"]
         assert read_results(output) == wanted and evaluations(output) == there
 
 
 def test_an_evaluation_that_was_lost_is_made_again(prepared, server, tmp_path):
     config, output = config_of(prepared, tmp_path)
-    server.run(config, tmp_path / "work")
+    server.run(config, tmp_path / "run")
     wanted = read_results(output)
     path = output / "_tuning" / "000003" / "evaluation.json"
     path.write_text(json.dumps({"torn": 1})[:7])
     (output / "tuning_summary_latest.json").unlink()
-    again = server.run(config, tmp_path / "work")
+    again = server.run(config, tmp_path / "run")
     assert again["exit_code"] == 0 and "is damaged; this candidate is evaluated again" in again["stderr"]
     assert read_results(output) == wanted

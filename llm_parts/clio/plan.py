@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import Any
 
 from common.config import canonical_json
-from llm_parts.client import StepEstimate
+from llm_parts.client import StepEstimate, add_up
 from llm_parts.clio.algorithms import count_clusters
 from llm_parts.clio.conversations import ConversationTable
 from llm_parts.clio.facets import FacetRequests
@@ -45,15 +44,9 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """`calls` per step, their tokens and cost, and the totals; cost is None where the price is not known."""
         steps = [self._estimate(step, n_calls) for step, n_calls in self.calls().items() if n_calls]
-        costs = [step.cost for step in steps]
         return {
             "guessed_base_clusters": self._n_base,
-            "calls": {step.step: step.n_calls for step in steps},
-            "total_calls": sum(step.n_calls for step in steps),
-            "tokens_in": sum(step.tokens_in for step in steps),
-            "tokens_out": sum(step.tokens_out for step in steps),
-            "cost": None if None in costs else sum(cost for cost in costs if cost is not None),
-            "steps": [asdict(step) for step in steps],
+            **add_up(steps),
         }
 
     def calls(self) -> dict[str, int]:

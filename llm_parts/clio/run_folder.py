@@ -18,14 +18,13 @@ import logging
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from common.commit import (
+    HeldOutput,
     Identity,
-    OutputLock,
     describe_changes,
     make_folder,
     remove_stale_temporaries,
@@ -65,7 +64,7 @@ def identity_of(settings: ClioSettings, llm: LlmSettings) -> Identity:
     return Identity(STAGE, keys, {settings.input_path: fingerprint_input(settings.input_path)})
 
 
-class RunFolder:
+class RunFolder(HeldOutput):
     """The folder of a run, held under its lock.
 
         with RunFolder(settings.output_dir, identity, overwrite=overwrite) as folder:
@@ -82,33 +81,21 @@ class RunFolder:
         self.folder = Path(folder)
         self.identity = identity
         self._overwrite = overwrite
-        self._lock = OutputLock(self.folder, is_file=False)
+        super().__init__(self.folder, is_file=False)
         self.steps = self.folder / STEPS
         self.cache_path = self.folder / "cache.sqlite"
         self.prompts_path = self.folder / "prompts.jsonl"
         self.calls_path = self.folder / "calls.json"
 
-    def __enter__(self) -> RunFolder:
-        make_folder(self.folder)
-        self._lock.__enter__()
-        try:
-            self._refuse_others()
-            make_folder(self.steps)
-            for folder in (self.folder, self.steps):
-                remove_stale_temporaries(folder)
-            if self._overwrite:
-                self._clear()
-            if self._read(self.folder / SUCCESS) is None:
-                write_json(self.steps / _BEGUN, {"identity": self.identity.to_dict()})
-        except BaseException:
-            self._lock.__exit__(None, None, None)
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._lock.__exit__(kind, value, traceback)
+    def _claim(self) -> None:
+        self._refuse_others()
+        make_folder(self.steps)
+        for folder in (self.folder, self.steps):
+            remove_stale_temporaries(folder)
+        if self._overwrite:
+            self._clear()
+        if self._read(self.folder / SUCCESS) is None:
+            write_json(self.steps / _BEGUN, {"identity": self.identity.to_dict()})
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -207,10 +194,10 @@ class RunFolder:
             return None
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(found["identity"], dict):
-                return dict(found)
-        except (ValueError, KeyError, TypeError):
-            pass  # told below, like a file that holds something else
+        except ValueError:
+            found = None
+        if isinstance(found, dict) and isinstance(found.get("identity"), dict):
+            return found
         if self._overwrite:
             return None
         raise UserError(f"{path} is damaged; delete it, or start the run anew with --overwrite")

@@ -50,12 +50,8 @@ class HierarchyAssignAnswer(AnswerModel):
     parent: str
 
 
-class HierarchyRenameAnswer(AnswerModel):
+class HierarchyRenameAnswer(ClusterNameAnswer):
     """Answer `hierarchy_rename`: a parent's name and summary by the children that it got."""
-
-    reasoning: Text = ""
-    summary: FilledText
-    name: FilledText
 
 
 class JudgePairAnswer(AnswerModel):
