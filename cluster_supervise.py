@@ -104,7 +104,7 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
 
 def check(settings: Settings) -> dict[str, Any]:
     """Validate inputs and model folder; returns the plan."""
-    from common.encoder import resolve_model
+    from common.model_files import resolve_model
 
     files = find_files(settings.input_parquet)
     model = resolve_model(settings.model_name_or_path)
@@ -118,7 +118,7 @@ def check(settings: Settings) -> dict[str, Any]:
 
 def make_identity(settings: Settings) -> Identity:
     """What the numbers of this stage depend on."""
-    from common.encoder import model_fingerprint
+    from common.model_files import model_fingerprint
 
     names = (
         "text_column",

@@ -209,7 +209,7 @@ def finish(session: Session, store: CheckpointStore, record: Record, *, seconds:
 
 def check(settings: TrainerSettings) -> dict[str, Any]:
     """Validate the inputs and return the plan: rows, labels, batches, steps."""
-    from common.encoder import resolve_model
+    from common.model_files import resolve_model
     from metric_parts.corpus import load_corpus
     from metric_parts.planning import count_steps, plan_of
 

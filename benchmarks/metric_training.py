@@ -94,7 +94,7 @@ def time_trainer(rows_path: Path) -> Speed:
     import torch
     from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, Trainer, TrainingArguments
 
-    from common.encoder import resolve_model
+    from common.model_files import resolve_model
 
     session = open_ours(rows_path)
     batches = [batch for window in session.windows(0) for batch in window.batches]

