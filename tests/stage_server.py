@@ -37,6 +37,7 @@ SCRIPTS: dict[str, str | None] = {
     "tests.bad_writers": "bad_writer",
     "iterative_tuning": None,
     "tests.tuning_runs": None,
+    "tests.clio_runs": "clio",
 }
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
