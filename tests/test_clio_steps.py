@@ -324,8 +324,12 @@ def test_a_run_is_kept_found_and_not_mixed_with_another(tmp_path):
     (folder / "result.txt").write_text("changed")
     with RunFolder(folder, identity(a=1)) as run:
         assert run.result is None
-    with RunFolder(folder, identity(a=2), overwrite=True) as run:
+    (folder / "notes.txt").write_text("of a person")
+    (folder / "embedder").mkdir()
+    (folder / "embedder" / "model.json").write_text("{}")
+    with RunFolder(folder, identity(a=2), overwrite=True, results=["result.txt", "embedder", "sweep.png"]) as run:
         assert run.result is None and not list(run.steps.glob("*.safetensors"))
+    assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == ["notes.txt", "steps"]
     (run.steps / "begun.json").write_text("{")
     with pytest.raises(UserError, match=r"begun.json is damaged"), RunFolder(folder, identity(a=2)):
         pass

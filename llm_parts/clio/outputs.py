@@ -49,6 +49,7 @@ COMPARISON_NAME = "hierarchy_comparison.csv"
 MAP_NAME = "map.png"
 ATLAS_NAME = "embedding_atlas.parquet"
 REPORT_NAME = "report.html"
+FILE_NAMES = (TAXONOMY_NAME, CLUSTERS_NAME, FACETS_NAME, COMPARISON_NAME, MAP_NAME, ATLAS_NAME, REPORT_NAME)
 
 NOISE_NAME = "in no cluster"
 _ATLAS_CHARS = 500  # of a text

@@ -16,6 +16,7 @@ from common.commit import write_json
 from common.config import UserError, settings_to_dict
 from common.progress import Progress, Stopwatch
 from llm_parts.client import BaseLLMProvider, BudgetExhausted
+from llm_parts.clio import outputs
 from llm_parts.clio.base_names import BaseNamer, BaseNames, audit_base
 from llm_parts.clio.comparison import COMPARISON_TITLE, compare_hierarchies
 from llm_parts.clio.conversations import ConversationTable, load_conversations
@@ -39,12 +40,13 @@ from llm_parts.clio.run_tables import (
 from llm_parts.clio.settings import ClioSettings
 from llm_parts.clio.side_by_side import compare_extractors, sweep_sampling
 from llm_parts.clio.taxonomy import ClioReport, Hierarchy, base_paths, count_sizes
-from llm_parts.clio.vector_steps import VectorSteps, check_vector_settings
+from llm_parts.clio.vector_steps import MODEL_NAME, SWEEP_PLOT_NAME, VectorSteps, check_vector_settings
 from llm_parts.settings import LlmSettings
 
 log = logging.getLogger(__name__)
 
 _AUDIT_NAME = "audit.json"
+_RESULTS = (_AUDIT_NAME, *outputs.FILE_NAMES, SWEEP_PLOT_NAME, MODEL_NAME)
 
 
 def run_clio(
@@ -62,7 +64,8 @@ def run_clio(
     quarantined than `max_failure_rate` allows.
     """
     watch = Stopwatch()
-    with RunFolder(settings.output_dir, identity_of(settings, llm), overwrite=overwrite) as folder:
+    identity = identity_of(settings, llm)
+    with RunFolder(settings.output_dir, identity, overwrite=overwrite, results=_RESULTS) as folder:
         finished = folder.result
         if finished is not None:
             log.info("%s is finished already, nothing to do", folder.folder)
@@ -336,12 +339,9 @@ class ClioRun:
 
     def write(self, report: ClioReport, facets: FacetTable, *, is_done: bool) -> dict[str, Any]:
         """Write all files and mark the run as done; one with too many failures stays open, to be run again."""
-        from llm_parts.clio import outputs
-
         write_json(self.folder.folder / _AUDIT_NAME, report.audit)
         outputs.write_clio_outputs(report, self.folder.folder)
-        names = [_AUDIT_NAME, outputs.TAXONOMY_NAME, outputs.CLUSTERS_NAME, outputs.FACETS_NAME, outputs.ATLAS_NAME]
-        names += [outputs.COMPARISON_NAME, outputs.MAP_NAME, outputs.REPORT_NAME, *self.vector_steps.files]
+        names = [_AUDIT_NAME, *outputs.FILE_NAMES, *self.vector_steps.files]
         sizes = count_sizes(report.base_labels, n_clusters=len(report.base_names))
         result = {
             "conversations": len(self.table),

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import shutil
 import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -73,14 +74,19 @@ class RunFolder(HeldOutput):
                 ...
                 folder.commit(result, files=[...])
 
+    `results` are the names that a run may give to files and folders of its result: where one is overwritten, all of
+    them go, lest a file of the old configuration stand beside those of the new one.
     Entering raises UserError where the folder holds the result of another configuration (and `overwrite` is off) or of
     another program, and LockHeld where another run is writing to it.
     """
 
-    def __init__(self, folder: str | Path, identity: Identity, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, folder: str | Path, identity: Identity, *, overwrite: bool = False, results: Sequence[str] = ()
+    ) -> None:
         self.folder = Path(folder)
         self.identity = identity
         self._overwrite = overwrite
+        self._results = results
         super().__init__(self.folder, is_file=False)
         self.steps = self.folder / STEPS
         self.cache_path = self.folder / "cache.sqlite"
@@ -129,8 +135,9 @@ class RunFolder(HeldOutput):
         return computed
 
     def forget(self, name: str) -> None:
-        """Compute what `arrays` keeps under this name anew at the next call."""
-        (self.steps / f"{name}{_SUFFIX}").unlink(missing_ok=True)
+        """Remove what `arrays` keeps under this name, or under all names of a pattern such as `part-*`."""
+        for path in self.steps.glob(f"{name}{_SUFFIX}"):
+            path.unlink()
 
     def commit(self, result: dict[str, Any], *, files: list[str], config: dict[str, Any]) -> None:
         """Mark the run as done."""
@@ -185,9 +192,10 @@ class RunFolder(HeldOutput):
         """Forget the earlier run, its answers apart; `_SUCCESS` first, so that nobody takes the rest for finished."""
         (self.folder / SUCCESS).unlink(missing_ok=True)
         sync_folder(self.folder)
-        for path in self.steps.glob(f"*{_SUFFIX}"):
-            path.unlink()
-        self.prompts_path.unlink(missing_ok=True)
+        self.forget("*")
+        for name in (*self._results, self.prompts_path.name, self.calls_path.name):
+            path = self.folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():
