@@ -532,3 +532,29 @@ def test_steps_are_kept_and_taken_up_again(tiny_encoder, requests, tmp_path, mon
     assert again[3].tables == first[3].tables and (tmp_path / "run" / "sweep.png").is_file()
     json.dumps(again[3].tables, allow_nan=False)
     assert again[3].settings == first[3].settings and again[3].settings.n_clusters in (2, 4)
+
+
+def test_an_embedding_that_was_killed_goes_on_with_its_next_part(tmp_path, monkeypatch):
+    from llm_parts.clio import embedding
+
+    texts = [f"text number {number}" for number in range(23)] * 2
+    settings = settings_of(embedding={"sentence_model": "words"})
+    whole = embed_texts(texts, settings=settings)
+    real, embedded = embedding._by_words, []
+
+    def dies_in_the_third_part(part, *, on_progress):
+        if len(embedded) == 2:
+            raise KeyboardInterrupt
+        embedded.append(len(part))
+        return real(part, on_progress=on_progress)
+
+    monkeypatch.setattr(embedding, "PART_TEXTS", 8)
+    monkeypatch.setattr(embedding, "_by_words", dies_in_the_third_part)
+    with RunFolder(tmp_path / "run", Identity("clio", {}, {})) as run:
+        steps = VectorSteps(settings, folder=run, seed=0)
+        with pytest.raises(KeyboardInterrupt):
+            steps.embed({"request": texts}, weights={"request": 1.0})
+        embedded[:] = [0]
+        assert np.array_equal(steps.embed({"request": texts}, weights={"request": 1.0}), whole)
+        assert embedded == [0, 7]
+        assert [path.name for path in run.steps.glob("vectors*")] == ["vectors.safetensors"]

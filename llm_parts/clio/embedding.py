@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-# Texts that are encoded between two steps of the progress bar at least.
-_CHUNK_TEXTS = 8192
+# Texts that are encoded, and kept, together: seconds of a sentence model, minutes of a causal one. More of them would
+# save next to nothing, since a batch that goes through the model is far smaller and holds texts of about one length.
+PART_TEXTS = 2048
+
+# Gives the vectors [n, d] of some texts: those that an earlier run left, else what the function computes.
+Keep = Callable[[Sequence[str], Callable[[], np.ndarray]], np.ndarray]
 
 
 class _Encode(Protocol):
@@ -39,12 +44,13 @@ def embed_facets(
     weights: Mapping[str, float] | None = None,
     llm_model: str | None = None,
     progress: bool = False,
+    keep: Keep | None = None,
 ) -> np.ndarray:
     """Embed facets, column name -> [n] texts, to unit vectors [n, d] float32, a block of dimensions for each column.
 
     The cosine of two rows is the mean of the cosines of their facets by `weights` (1 where they name none); a column of
     weight 0 is left out. An empty text has no direction: its block is zeros, and a row of empty texts is all zeros.
-    `llm_model` is the causal model where `embedding.llm_model` names none.
+    `llm_model` is the causal model where `embedding.llm_model` names none; `keep` is that of `embed_texts`.
 
     Raises UserError for a model that cannot be loaded, or where no column has a weight; ValueError for unequal lengths.
     """
@@ -53,18 +59,22 @@ def embed_facets(
     shares = _shares(columns, weights or {})
     if len({len(columns[name]) for name in shares}) > 1:
         raise ValueError(f"columns of unequal lengths: { {name: len(columns[name]) for name in shares} }")
-    blocks = [
-        embed_texts(columns[name], settings=settings, llm_model=llm_model, progress=progress) * np.float32(share**0.5)
-        for name, share in shares.items()
-    ]
+    options: dict[str, Any] = {"settings": settings, "llm_model": llm_model, "progress": progress, "keep": keep}
+    blocks = [embed_texts(columns[name], **options) * np.float32(share**0.5) for name, share in shares.items()]
     return blocks[0] if len(blocks) == 1 else unit_rows(np.hstack(blocks))
 
 
 def embed_texts(
-    texts: Sequence[str], *, settings: VectorSettings, llm_model: str | None = None, progress: bool = False
+    texts: Sequence[str],
+    *,
+    settings: VectorSettings,
+    llm_model: str | None = None,
+    progress: bool = False,
+    keep: Keep | None = None,
 ) -> np.ndarray:
     """Unit vectors [n, d] float32 of texts in their order; zeros for empty ones. Equal texts are embedded once.
 
+    More than PART_TEXTS go through `keep` part by part, so that a run that was killed goes on with the next part.
     Raises UserError for a model that cannot be loaded.
     """
     from common.kmeans import unit_rows
@@ -74,10 +84,14 @@ def embed_texts(
     unique = list(places)
     # The last row stays zero, for empty texts.
     vectors = np.zeros((len(unique) + 1, dimension), np.float32)
+    if keep is None or len(unique) <= PART_TEXTS:
+        keep = _compute
     with Progress(len(unique), label="embed", unit="facets", enabled=progress) as bar:
-        for start in range(0, len(unique), _CHUNK_TEXTS):
-            chunk = unique[start : start + _CHUNK_TEXTS]
-            vectors[start : start + len(chunk)] = unit_rows(encode(chunk, on_progress=bar.update))
+        for start in range(0, len(unique), PART_TEXTS):
+            part = unique[start : start + PART_TEXTS]
+            found = keep(part, partial(encode, part, on_progress=bar.update))
+            vectors[start : start + len(part)] = unit_rows(found)
+            bar.update(start + len(part) - bar.done)  # of a part that was kept, nothing was counted
     rows = np.fromiter((places.get(text, len(unique)) for text in texts), np.int64, len(texts))
     return vectors[rows]
 
@@ -121,6 +135,11 @@ def _encoder(settings: VectorSettings, llm_model: str | None) -> tuple[_Encode, 
         return encoded.vectors
 
     return encode, encoder.dimension
+
+
+def _compute(_texts: Sequence[str], embed: Callable[[], np.ndarray]) -> np.ndarray:
+    """Keeps nothing."""
+    return embed()
 
 
 def _by_words(texts: Sequence[str], *, on_progress: Callable[[int], None]) -> np.ndarray:

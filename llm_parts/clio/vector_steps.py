@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.config import settings_to_dict
-from llm_parts.clio.run_folder import RunFolder
+from llm_parts.clio.run_folder import RunFolder, fingerprint_of
 from llm_parts.clio.run_tables import score_table
 from llm_parts.clio.vector_settings import VectorSettings
 
@@ -75,11 +75,13 @@ class VectorSteps:
             self.tables.append(("Embedders", rows))
         if self.settings.self_training.enabled:
             self._self_train(columns)
-        return self._folder.arrays(
+        vectors = self._folder.arrays(
             "vectors",
-            lambda: {"vectors": self._embed(columns, weights=weights, progress=self._progress)},
+            lambda: {"vectors": self._embed_in_parts(columns, weights)},
             made_from=[columns, weights, self.settings.embedding.sentence_model],
         )["vectors"]
+        self._folder.forget(_part_name("*"))
+        return vectors
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors [n, d] of other texts, such as names, by the embedder of the run."""
@@ -129,7 +131,7 @@ class VectorSteps:
             from llm_parts.clio.base_clusters import cluster_vectors
             from llm_parts.clio.self_training import self_train
 
-            vectors = self._embed({"main": texts}, weights={}, progress=self._progress)
+            vectors = self._embed_in_parts({"main": texts}, {})
             base = cluster_vectors(vectors, settings=self.settings, seed=self._seed)
             trained = self_train(
                 texts,
@@ -171,6 +173,17 @@ class VectorSteps:
         self.tables += [("Sweep", result.table()), ("Local and classical scores", result.correlations)]
         self.settings = result.settings
 
+    def _embed_in_parts(self, columns: Columns, weights: Weights) -> np.ndarray:
+        """`_embed`, of which every part of the texts is kept in steps/ as soon as it is there."""
+        model = self.settings.embedding.sentence_model
+
+        def keep(texts: Sequence[str], embed: Callable[[], np.ndarray]) -> np.ndarray:
+            made_from = [list(texts), model]
+            name = _part_name(fingerprint_of(*made_from)[:16])
+            return self._folder.arrays(name, lambda: {"vectors": embed()}, made_from=made_from)["vectors"]
+
+        return self._embed(columns, weights=weights, progress=self._progress, keep=keep)
+
     def _embed(self, columns: Columns, **options: Any) -> np.ndarray:
         from llm_parts.clio.embedding import embed_facets
 
@@ -180,6 +193,11 @@ class VectorSteps:
         """What `compute` gives, plain values, kept as arrays are."""
         kept = self._folder.arrays(name, lambda: {"json": _packed(compute())}, made_from=made_from)
         return _unpacked(kept["json"])
+
+
+def _part_name(of: str) -> str:
+    """The name in steps/ of one part of the vectors, or with * of all."""
+    return f"vectors.part-{of}"
 
 
 def _packed(values: Any) -> np.ndarray:
