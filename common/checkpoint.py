@@ -67,9 +67,10 @@ def _load_classifier(model: str, revision: str | None, *, demanded: bool) -> Any
     if reason is None:
         loaded, missing = _load_weights(AutoModelForSequenceClassification, model, revision)
         base = f"{loaded.base_model_prefix}."
-        without_head = [name for name in missing if not name.startswith(base)]
+        # BERT's kind classifies what its pooler makes of the first token, so that a pooler is a part of the head.
+        without_head = [name for name in missing if "pooler" in name or not name.startswith(base)]
         if not without_head:
-            _refuse_missing(model, [name for name in missing if "pooler" not in name])
+            _refuse_missing(model, missing)
             return loaded
         reason = f"the weights lack {', '.join(without_head[:3])}"
     if demanded:

@@ -277,6 +277,18 @@ def test_missing_pooler_matters_only_where_it_is_asked_for(folder):
         load_encoder(str(folder), pooling="pooler")
 
 
+def test_head_whose_pooler_is_missing_is_not_used(classifier_folder, tmp_path):
+    """BERT's head classifies what the pooler makes; at random, its probabilities would be random too."""
+    from safetensors.numpy import load_file, save_file
+
+    folder = Path(shutil.copytree(classifier_folder, tmp_path / "model"))
+    weights = load_file(folder / "model.safetensors")
+    save_file({n: a for n, a in weights.items() if "pooler" not in n}, folder / "model.safetensors", {"format": "pt"})
+    assert load_encoder(str(folder), head="auto").classes is None
+    with pytest.raises(UserError, match=r"no classification head \(the weights lack bert\.pooler"):
+        load_encoder(str(folder), head="classifier")
+
+
 def test_missing_tokenizer(folder):
     for path in folder.glob("*token*"):
         path.unlink()
