@@ -9,9 +9,8 @@ Writes  update_dataset.output_path: text, label, metric_mask, classifier_mask, l
 from __future__ import annotations
 
 import logging
-import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,37 +20,22 @@ import numpy as np
 from pydantic import Field
 
 from common import cli
-from common.centroids import PREDICTED_BY, Centroids, load_centroids, refuse_other_predictions
-from common.columns import has_text, is_vector, label_strings, read_vectors
+from common.centroids import Centroids
+from common.clustered_shards import clustered_inputs, open_clustered_shards
 from common.commit import Identity
 from common.config import StageSettings, UserError
-from common.engine import map_items
+from common.dataset_table import columns_to_read, count_dataset, dataset_table
 from common.holdout import estimate_accuracy
+from common.labeler import Labeler, RowColumns, make_labeler
 from common.outputs import FileOutput, ShardTask, StageOutput
-from common.pseudo_labels import (
-    REASONS,
-    SOURCE_NAMES,
-    ClusterLabels,
-    Decisions,
-    MostConfident,
-    Rows,
-    Rules,
-    class_limits,
-    decide,
-)
-from common.shards import Shard, ShardSet, open_shards, read_stamp, shard_name
+from common.pseudo_labels import Decisions, MostConfident, Rules, class_limits
+from common.shards import Shard, ShardSet, read_stamp, shard_name
 from common.stage import write_missing_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 log = logging.getLogger(__name__)
-
-# What stages 1 and 2 call their vectors; they stay where they are.
-_VECTOR_COLUMNS = ("cls", "pca")
-
-# At most 18 digits: any such number fits in 64 bits.
-_WHOLE_NUMBER = re.compile("-?[0-9]{1,18}")
 
 
 class Settings(StageSettings):
@@ -96,6 +80,17 @@ class Settings(StageSettings):
             source=self.pseudo_label_from,
         )
 
+    @property
+    def columns(self) -> RowColumns:
+        """What the columns are called that the rules read."""
+        return RowColumns(
+            text=self.text_column,
+            label=self.label_column,
+            cluster_id=self.cluster_id_column,
+            probs=self.probs_column,
+            prediction=self.prediction_column,
+        )
+
 
 @dataclass(frozen=True)
 class DatasetSource:
@@ -103,6 +98,21 @@ class DatasetSource:
 
     shard: Shard
     balanced: np.ndarray | None  # [n] bool; None: all rows
+
+    def decided_chunks(self, columns: Sequence[str], labeler: Labeler) -> Iterator[tuple[pa.Table, Decisions]]:
+        """Some columns of the shard, chunk by chunk, each with its decisions."""
+        first_row = 0
+        for table in self.shard.iter_tables(columns):
+            decisions = labeler.decide(table)
+            if self.balanced is not None:
+                decisions = decisions.without(~self.balanced[first_row : first_row + table.num_rows])
+            first_row += table.num_rows
+            yield table, decisions
+
+    def count_used(self, labeler: Labeler) -> int:
+        """Rows that take part."""
+        chunks = self.decided_chunks(labeler.columns.present(self.shard.schema), labeler)
+        return sum(int(decisions.used.sum()) for _, decisions in chunks)
 
 
 @dataclass(frozen=True)
@@ -118,20 +128,26 @@ def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
     watch = cli.Stopwatch()
     shards, centroids = _open_inputs(settings)
     identity = make_identity(settings, shards, centroids)
-    output = _open_output(settings, identity, overwrite=overwrite, source=shards.folder)
-    with output:
+    with _open_output(settings, identity, overwrite=overwrite, source=shards.folder) as output:
+        is_done = output.is_complete and output.success is not None
+        if is_done and not settings.holdout_fraction:
+            return _nothing_to_do(output, settings)
+        labeler = make_labeler(
+            shards,
+            centroids,
+            columns=settings.columns,
+            rules=settings.rules,
+            use_lower_bound=settings.use_purity_lower_bound,
+            engine=settings.engine,
+        )
         if settings.holdout_fraction:
-            log_holdout(shards, centroids, settings)
-        if output.is_complete and output.success is not None:
-            log.info("nothing to do: %s is complete", settings.output_path)
-            return _result(output, settings)
-        names = collect_label_names(shards, centroids, settings)
-        clusters = cluster_labels(centroids, names, settings)
-        balanced = balance(shards, clusters, names, settings)
-        tasks = plan_shards(shards, output, clusters, names, settings, balanced)
-        write = partial(write_dataset_shard, clusters=clusters, names=names, settings=settings)
+            log_holdout(shards, centroids, labeler, settings)
+        if is_done:
+            return _nothing_to_do(output, settings)
+        tasks = plan_shards(shards, output, labeler, settings)
+        write = partial(write_dataset_shard, labeler=labeler, keep_unused=settings.keep_unused)
         write_missing_shards(write, tasks, output, settings, label="dataset")
-        totals = count_dataset([Shard(task.shard.path, task.shard.n_rows) for task in tasks])
+        totals = count_dataset(Shard(task.shard.path, task.shard.n_rows) for task in tasks)
         totals["dropped"] = shards.n_rows - totals["rows"]
         output.finish([task.shard.name for task in tasks], settings, totals)
         log_totals(shards.n_rows, totals, watch.seconds)
@@ -154,29 +170,30 @@ def make_identity(settings: Settings, shards: ShardSet, centroids: Centroids) ->
     """What the dataset depends on."""
     paths, measuring = {"shards_dir", "centroids_path", "output_path"}, {"holdout_fraction", "random_state"}
     keys = settings.model_dump(exclude={*paths, *measuring, "progress", "log_level", "engine"})
-    stamp, predicted = read_stamp(centroids.path), shards.layer("predict")
-    purity = stamp.layers.get("purity_counter", {}) if stamp else {}
-    inputs = {
-        "shards_dir": shards.fingerprint,
-        "cluster ids": str(predicted["fingerprint"]) if predicted else "as they are",
-        "centroids_path": centroids.fingerprint,
-        "purity": Identity("purity", purity, {}).fingerprint if purity else "as it is",
-    }
-    return Identity("update_dataset", keys, inputs)
+    purity = _purity_layer(centroids)
+    counted = Identity("purity", purity, {}).fingerprint if purity else "as it is"
+    return Identity("update_dataset", keys, clustered_inputs(shards, centroids) | {"purity": counted})
+
+
+def _purity_layer(centroids: Centroids) -> dict[str, Any]:
+    """What stage 5 says of the purity in the centroids file; empty where another program counted it."""
+    stamp = read_stamp(centroids.path)
+    return stamp.layers.get("purity_counter", {}) if stamp else {}
 
 
 # --- Input and output ------------------------------------------------------------------------------------------------
 
 
 def _open_inputs(settings: Settings) -> tuple[ShardSet, Centroids]:
-    shards = open_shards(settings.shards_dir, written_by=PREDICTED_BY)
-    writers = {settings.cluster_id_column: PREDICTED_BY, settings.text_column: "cluster_supervise.py"}
-    shards.require_columns(settings.text_column, settings.cluster_id_column, written_by=writers)
-    centroids = load_centroids(settings.centroids_path)
+    shards, centroids = open_clustered_shards(
+        settings.shards_dir,
+        settings.centroids_path,
+        cluster_column=settings.cluster_id_column,
+        columns={settings.text_column: "cluster_supervise.py"},
+    )
     missing = [name for name in ("purity", "majority_label", "n_labeled") if name not in centroids.table.schema.names]
     if missing:
         raise UserError(f"{centroids.path} has no column {missing[0]!r}; run cluster_purity_counter.py first")
-    refuse_other_predictions(shards, centroids)
     return shards, centroids
 
 
@@ -186,173 +203,76 @@ def _open_output(settings: Settings, identity: Identity, *, overwrite: bool, sou
     return StageOutput(settings.output_path, identity, overwrite=overwrite, source=source)
 
 
+def _nothing_to_do(output: StageOutput | FileOutput, settings: Settings) -> dict[str, Any]:
+    log.info("nothing to do: %s is complete", settings.output_path)
+    return _result(output, settings)
+
+
 def _result(output: StageOutput | FileOutput, settings: Settings) -> dict[str, Any]:
     totals = (output.success or {}).get("totals", {})
     return {"dataset": settings.output_path} | {name: value for name, value in totals.items() if name != "reasons"}
 
 
-def collect_label_names(shards: ShardSet, centroids: Centroids, settings: Settings) -> list[str]:
-    """All labels there are, sorted: gold, predicted, and of clusters; a label's place in it is its code."""
-    names = {label for label in centroids.table["majority_label"].to_pylist() if label is not None}
-    columns = [c for c in (settings.label_column, settings.prediction_column) if c in shards.schema.names]
-    for found in map_items(partial(unique_labels, columns=columns), shards.shards, settings.engine):
-        names |= found
-    return sorted(names)
+# --- Planning --------------------------------------------------------------------------------------------------------
 
 
-def unique_labels(shard: Shard, *, columns: list[str]) -> set[str]:
-    """The labels that occur in some columns of one shard."""
-    found: set[str] = set()
-    for table in shard.iter_tables(columns) if columns else ():
-        for column in columns:
-            found |= {label for label in label_strings(table[column].unique()) if label is not None}
-    return found
+def plan_shards(
+    shards: ShardSet, output: StageOutput | FileOutput, labeler: Labeler, settings: Settings
+) -> list[DatasetTask]:
+    """One task for each input shard, or a single one for a dataset in one file."""
+    sources = _balanced_sources(shards, balance(shards, labeler, settings))
+    groups = [[source] for source in sources] if isinstance(output, StageOutput) else [sources]
+    tasks = []
+    for index, group in enumerate(groups):
+        n_rows = sum(source.shard.n_rows if settings.keep_unused else source.count_used(labeler) for source in group)
+        tasks.append(DatasetTask(tuple(group), output.task(shard_name(index), n_rows)))
+    return tasks
 
 
-def cluster_labels(centroids: Centroids, names: list[str], settings: Settings) -> ClusterLabels:
-    """What the centroids file says of its clusters."""
-    code_of = {name: code for code, name in enumerate(names)}
-    column = "purity_lower_bound" if settings.use_purity_lower_bound else "purity"
-    order = np.argsort(centroids.ids)
-    majority = [code_of.get(label, -1) for label in centroids.table["majority_label"].to_pylist()]
-    return ClusterLabels(
-        ids=centroids.ids[order],
-        majority=np.array(majority, np.int64)[order],
-        purity=centroids.table[column].fill_null(0.0).to_numpy()[order],
-        n_labeled=centroids.table["n_labeled"].to_numpy()[order],
-    )
-
-
-# --- Deciding --------------------------------------------------------------------------------------------------------
-
-
-def columns_to_read(schema: pa.Schema, settings: Settings) -> list[str]:
-    """All columns but the vectors of earlier stages; a list of numbers of the user's own is carried along."""
-
-    def is_of_earlier_stage(field: pa.Field) -> bool:
-        is_ours = is_vector(field.type) and not field.type.value_field.nullable  # as `vector_array` makes them
-        return field.name in _VECTOR_COLUMNS or is_ours
-
-    return [field.name for field in schema if field.name == settings.probs_column or not is_of_earlier_stage(field)]
-
-
-def decided_chunks(
-    shard: Shard, clusters: ClusterLabels, names: list[str], settings: Settings
-) -> Iterator[tuple[pa.Table, Decisions]]:
-    """The rows of one shard, chunk by chunk, each with its decisions; vectors are left on the disk."""
-    columns = columns_to_read(shard.schema, settings)
-    for table in shard.iter_tables(columns):
-        yield table, decide(read_rows(table, names, settings), clusters, settings.rules)
-
-
-def read_rows(table: pa.Table, names: list[str], settings: Settings) -> Rows:
-    """What the rules need to know of some rows."""
-    import pyarrow as pa
-
-    n_rows = table.num_rows
-    code_of = {name: code for code, name in enumerate(names)}
-
-    def codes(column: str) -> np.ndarray:
-        if column not in table.schema.names:
-            return np.full(n_rows, -1)
-        encoded = pa.concat_arrays(table[column].chunks or [pa.array([], table[column].type)]).dictionary_encode()
-        of_value = [code_of.get(label, -1) if label is not None else -1 for label in label_strings(encoded.dictionary)]
-        indices = encoded.indices.fill_null(len(of_value)).to_numpy()
-        return np.array([*of_value, -1], np.int64)[indices]
-
-    return Rows(
-        gold=codes(settings.label_column),
-        cluster_ids=table[settings.cluster_id_column].cast("int64").fill_null(-1).to_numpy(),
-        max_prob=_max_prob(table, settings),
-        predicted=codes(settings.prediction_column),
-        usable=has_text(table[settings.text_column]),
-    )
-
-
-def _max_prob(table: pa.Table, settings: Settings) -> np.ndarray:
-    if settings.probs_column not in table.schema.names:
-        return np.full(table.num_rows, np.nan)
-    column = read_vectors(table[settings.probs_column], where=f"column {settings.probs_column!r}")
-    if column.vectors.shape[1] == 0:
-        return np.full(table.num_rows, np.nan)
-    return np.where(column.valid, column.vectors.max(axis=1), np.nan)
-
-
-def balance(shards: ShardSet, clusters: ClusterLabels, names: list[str], settings: Settings) -> np.ndarray | None:
+def balance(shards: ShardSet, labeler: Labeler, settings: Settings) -> np.ndarray | None:
     """The rows that may take part, by number, where classes are capped; None where all may."""
     if not settings.downsample and settings.max_per_class is None:
         return None
-    counts = np.zeros(len(names), np.int64)
+    counts = np.zeros(len(labeler.names), np.int64)
     for shard in shards.shards:
-        for _, decisions in decided_chunks(shard, clusters, names, settings):
-            counts += np.bincount(decisions.labels[decisions.used], minlength=len(names))
+        for decisions in labeler.decisions(shard):
+            counts += np.bincount(decisions.labels[decisions.used], minlength=len(counts))
     limits = class_limits(counts, downsample=settings.downsample, max_per_class=settings.max_per_class)
     kept, first_row = MostConfident(limits), 0
     for shard in shards.shards:
-        for table, decisions in decided_chunks(shard, clusters, names, settings):
+        for decisions in labeler.decisions(shard):
             kept.add(first_row, decisions.labels, decisions.confidence, decisions.used)
-            first_row += table.num_rows
+            first_row += len(decisions.labels)
     return kept.rows()
+
+
+def _balanced_sources(shards: ShardSet, rows: np.ndarray | None) -> list[DatasetSource]:
+    """The shards as sources; `rows` are the numbers, over all shards, of those that may take part."""
+    if rows is None:
+        return [DatasetSource(shard, None) for shard in shards.shards]
+    chosen = np.zeros(shards.n_rows, bool)
+    chosen[rows] = True
+    ends = np.cumsum([shard.n_rows for shard in shards.shards])
+    parts = np.split(chosen, ends[:-1])
+    return [DatasetSource(shard, part) for shard, part in zip(shards.shards, parts, strict=True)]
 
 
 # --- Writing ---------------------------------------------------------------------------------------------------------
 
 
-def plan_shards(
-    shards: ShardSet,
-    output: StageOutput | FileOutput,
-    clusters: ClusterLabels,
-    names: list[str],
-    settings: Settings,
-    balanced: np.ndarray | None,
-) -> list[DatasetTask]:
-    """One task for each input shard, or a single one for a dataset in one file."""
-    sources, first_row = [], 0
-    for shard in shards.shards:
-        keep = None if balanced is None else np.isin(np.arange(first_row, first_row + shard.n_rows), balanced)
-        sources.append(DatasetSource(shard, keep))
-        first_row += shard.n_rows
-    groups = [[source] for source in sources] if isinstance(output, StageOutput) else [sources]
-    tasks = []
-    for index, group in enumerate(groups):
-        n_rows = sum(source.shard.n_rows for source in group)
-        if not settings.keep_unused:
-            n_rows = sum(_n_used(source, clusters, names, settings) for source in group)
-        tasks.append(DatasetTask(tuple(group), output.task(shard_name(index), n_rows)))
-    return tasks
-
-
-def _n_used(source: DatasetSource, clusters: ClusterLabels, names: list[str], settings: Settings) -> int:
-    return sum(int(masks.used.sum()) for _, masks in _balanced_chunks(source, clusters, names, settings))
-
-
-def _balanced_chunks(
-    source: DatasetSource, clusters: ClusterLabels, names: list[str], settings: Settings
-) -> Iterator[tuple[pa.Table, Decisions]]:
-    first_row = 0
-    for table, decisions in decided_chunks(source.shard, clusters, names, settings):
-        if source.balanced is not None:
-            decisions = decisions.without(~source.balanced[first_row : first_row + table.num_rows])
-        first_row += table.num_rows
-        yield table, decisions
-
-
-def write_dataset_shard(
-    task: DatasetTask, *, clusters: ClusterLabels, names: list[str], settings: Settings
-) -> dict[str, Any]:
+def write_dataset_shard(task: DatasetTask, *, labeler: Labeler, keep_unused: bool) -> dict[str, Any]:
     """Write one shard of the dataset; returns what `_SUCCESS` says of it."""
-    as_dataset = partial(dataset_table, names=names, settings=settings)
-    columns = columns_to_read(task.sources[0].shard.schema, settings)
-    empty = task.sources[0].shard.schema.empty_table().select(columns)
-    schema = as_dataset(empty, decide(read_rows(empty, names, settings), clusters, settings.rules)).schema
+    schema = task.sources[0].shard.schema
+    columns = columns_to_read(schema, labeler.columns)
+    empty = schema.empty_table().select(columns)
 
     def tables() -> Iterator[pa.Table]:
         for source in task.sources:
-            for table, decisions in _balanced_chunks(source, clusters, names, settings):
-                dataset = as_dataset(table, decisions)
-                yield dataset if settings.keep_unused else dataset.filter(_arrow_mask(decisions.used))
+            for table, decisions in source.decided_chunks(columns, labeler):
+                dataset = dataset_table(table, decisions, labeler)
+                yield dataset if keep_unused else dataset.filter(_arrow_mask(decisions.used))
 
-    return task.shard.write(schema, tables())
+    return task.shard.write(dataset_table(empty, labeler.decide(empty), labeler).schema, tables())
 
 
 def _arrow_mask(mask: np.ndarray) -> pa.Array:
@@ -361,67 +281,7 @@ def _arrow_mask(mask: np.ndarray) -> pa.Array:
     return pa.array(mask)
 
 
-def dataset_table(table: pa.Table, decisions: Decisions, *, names: list[str], settings: Settings) -> pa.Table:
-    """The columns of the dataset: the six of this stage first, then every column carried along."""
-    import pyarrow as pa
-
-    own = {
-        "text": table[settings.text_column],
-        "label": _label_column(table, decisions, names, settings),
-        "metric_mask": pa.array(decisions.metric_mask.astype(np.int8)),
-        "classifier_mask": pa.array(decisions.classifier_mask.astype(np.int8)),
-        "label_source": pa.array(SOURCE_NAMES, pa.string()).take(pa.array(decisions.source)),
-        "label_reason": pa.array(REASONS, pa.string()).take(pa.array(decisions.reasons)),
-        "label_confidence": pa.array(np.minimum(decisions.confidence, 1.0), pa.float32()),
-    }
-    dropped = {settings.text_column, settings.label_column, settings.probs_column, *own}
-    carried = {name: table[name] for name in table.schema.names if name not in dropped}
-    return pa.table(own | carried)
-
-
-def _label_column(table: pa.Table, decisions: Decisions, names: list[str], settings: Settings) -> pa.Array:
-    """Labels in the type of the gold ones, where every label there is can be written in it, else as text."""
-    import pyarrow as pa
-
-    codes = pa.array(decisions.labels, mask=decisions.labels < 0)
-    has_gold = settings.label_column in table.schema.names
-    gold_type = table.schema.field(settings.label_column).type if has_gold else pa.string()
-    if not pa.types.is_integer(gold_type) or not all(_WHOLE_NUMBER.fullmatch(name) for name in names):
-        return pa.array(names, pa.string()).take(codes)
-    numbers = pa.array([int(name) for name in names], pa.int64())
-    try:
-        return numbers.cast(gold_type).take(codes)
-    except pa.ArrowInvalid:  # a label of a cluster or of the classifier is too long for the type of the gold ones
-        return numbers.take(codes)
-
-
-# --- Counting --------------------------------------------------------------------------------------------------------
-
-
-def count_dataset(shards: list[Shard]) -> dict[str, Any]:
-    """Rows by source, mask and reason."""
-    import pyarrow.compute as pc
-
-    totals: dict[str, Any] = {
-        "rows": 0,
-        "gold": 0,
-        "cluster": 0,
-        "classifier": 0,
-        "metric_mask": 0,
-        "classifier_mask": 0,
-    }
-    reasons: dict[str, int] = {}
-    for shard in shards:
-        for table in shard.iter_tables(["label_source", "label_reason", "metric_mask", "classifier_mask"]):
-            totals["rows"] += table.num_rows
-            for mask in ("metric_mask", "classifier_mask"):
-                totals[mask] += int(pc.sum(table[mask]).as_py() or 0)
-            for count in pc.value_counts(table["label_source"]).to_pylist():
-                totals[count["values"]] = totals.get(count["values"], 0) + count["counts"]
-            for count in pc.value_counts(table["label_reason"]).to_pylist():
-                reasons[count["values"]] = reasons.get(count["values"], 0) + count["counts"]
-    totals.pop(None, None)  # type: ignore[call-overload]
-    return totals | {"reasons": dict(sorted(reasons.items()))}
+# --- What the log says -----------------------------------------------------------------------------------------------
 
 
 def log_totals(n_rows: int, totals: dict[str, Any], seconds: float) -> None:
@@ -437,42 +297,26 @@ def log_totals(n_rows: int, totals: dict[str, Any], seconds: float) -> None:
     )
 
 
-def log_holdout(shards: ShardSet, centroids: Centroids, settings: Settings) -> None:
+def log_holdout(shards: ShardSet, centroids: Centroids, labeler: Labeler, settings: Settings) -> None:
     """Hide some gold labels, label their rows by the rules, and say how often the hidden label comes back."""
-    names = collect_label_names(shards, centroids, settings)
     lines = estimate_accuracy(
         shards,
-        cluster_labels(centroids, names, settings),
-        names,
-        rules=settings.rules,
-        read_rows=partial(read_rows, names=names, settings=settings),
+        labeler,
         fraction=settings.holdout_fraction,
         seed=settings.random_state,
         recount=_purity_is_of_gold(centroids, settings),
         use_lower_bound=settings.use_purity_lower_bound,
-        columns=[
-            settings.text_column,
-            settings.label_column,
-            settings.cluster_id_column,
-            settings.prediction_column,
-            settings.probs_column,
-        ],
     )
     for line in lines:
         log.info("%s", line)
 
 
 def _purity_is_of_gold(centroids: Centroids, settings: Settings) -> bool:
-    stamp = read_stamp(centroids.path)
-    counted = stamp.layers.get("purity_counter", {}).get("keys", {}) if stamp else {}
-    return counted.get("teacher_label_column", settings.label_column) == settings.label_column
+    counted = _purity_layer(centroids).get("keys", {})
+    return bool(counted.get("teacher_label_column", settings.label_column) == settings.label_column)
 
 
 if __name__ == "__main__":
-    from cluster_update_dataset import (
-        Settings,
-        check,
-        run,
-    )  # by name, so that worker processes can import the functions
+    from cluster_update_dataset import Settings, check, run  # by name, so that worker processes can import them
 
     sys.exit(cli.main(Settings, run, doc=__doc__, section="update_dataset", check=check))

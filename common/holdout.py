@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from common.labeler import Labeler
 from common.pseudo_labels import ClusterLabels, Rows, Rules, decide
 from common.quality import Contingency
 from common.shards import ShardSet
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 _PURITY_STEPS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-
-ReadRows = Callable[["pa.Table"], Rows]
 
 
 @dataclass(frozen=True)
@@ -29,27 +23,17 @@ class HiddenRows:
 
 
 def estimate_accuracy(
-    shards: ShardSet,
-    clusters: ClusterLabels,
-    names: Sequence[str],
-    *,
-    rules: Rules,
-    read_rows: ReadRows,
-    fraction: float,
-    seed: int,
-    recount: bool,
-    use_lower_bound: bool,
-    columns: Sequence[str],
+    shards: ShardSet, labeler: Labeler, *, fraction: float, seed: int, recount: bool, use_lower_bound: bool
 ) -> list[str]:
     """Lines that say accuracy and coverage of pseudo-labels on hidden gold labels, at the rules and at other purities.
 
     With `recount` the clusters' purity and majority are counted again without the hidden labels, which otherwise would
     have voted for themselves.
     """
-    wanted = [name for name in dict.fromkeys(columns) if name in shards.schema.names]
-    hidden, counts = _hide(shards, wanted, names, read_rows=read_rows, fraction=fraction, seed=seed)
+    hidden, counts = _hide(shards, labeler, fraction=fraction, seed=seed)
+    rules, clusters = labeler.rules, labeler.clusters
     if recount:
-        clusters = _recounted(counts, clusters, names, use_lower_bound=use_lower_bound)
+        clusters = _recounted(counts, labeler, use_lower_bound=use_lower_bound)
     n_hidden = len(hidden.truth)
     if n_hidden == 0:
         return ["holdout: no gold labels to hide"]
@@ -62,16 +46,15 @@ def estimate_accuracy(
     return lines
 
 
-def _hide(
-    shards: ShardSet, columns: list[str], names: Sequence[str], *, read_rows: ReadRows, fraction: float, seed: int
-) -> tuple[HiddenRows, Contingency]:
+def _hide(shards: ShardSet, labeler: Labeler, *, fraction: float, seed: int) -> tuple[HiddenRows, Contingency]:
+    """The hidden rows, and the labels of all others by cluster."""
     rng = np.random.default_rng(seed)
     counts, parts = Contingency(), []
-    for table in shards.iter_tables(columns):
-        rows = read_rows(table)
+    for table in shards.iter_tables(labeler.columns.present(shards.schema)):
+        rows = labeler.read_rows(table)
         chosen = (rows.gold >= 0) & rows.usable & (rng.random(len(rows.gold)) < fraction)
         known = np.where(chosen, -1, rows.gold)
-        counts.update(rows.cluster_ids, [names[code] if code >= 0 else None for code in known.tolist()])
+        counts.update(rows.cluster_ids, [labeler.names[code] if code >= 0 else None for code in known.tolist()])
         parts.append((chosen, rows))
     fields = ("gold", "cluster_ids", "max_prob", "predicted", "usable")
     taken = {name: np.concatenate([getattr(rows, name)[chosen] for chosen, rows in parts]) for name in fields}
@@ -79,14 +62,12 @@ def _hide(
     return HiddenRows(Rows(**taken | {"gold": np.full_like(truth, -1)}), truth), counts
 
 
-def _recounted(
-    counts: Contingency, clusters: ClusterLabels, names: Sequence[str], *, use_lower_bound: bool
-) -> ClusterLabels:
-    quality = counts.per_cluster(cluster_ids=clusters.ids)
-    code_of = {name: code for code, name in enumerate(names)}
+def _recounted(counts: Contingency, labeler: Labeler, *, use_lower_bound: bool) -> ClusterLabels:
+    quality = counts.per_cluster(cluster_ids=labeler.clusters.ids)
+    code_of = {name: code for code, name in enumerate(labeler.names)}
     purity = quality.purity_lower_bound if use_lower_bound else np.nan_to_num(quality.purity)
     majority = np.array([code_of.get(label or "", -1) for label in quality.majority_labels], np.int64)
-    return ClusterLabels(clusters.ids, majority, purity, quality.n_labeled)
+    return ClusterLabels(labeler.clusters.ids, majority, purity, quality.n_labeled)
 
 
 def _score(hidden: HiddenRows, clusters: ClusterLabels, rules: Rules, purity: float, prob: float) -> str:

@@ -1,0 +1,32 @@
+"""Shards with cluster ids, and the centroids that the ids are of: what the stages after prediction read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from common.centroids import PREDICTED_BY, Centroids, load_centroids, refuse_other_predictions
+from common.shards import ShardSet, open_shards
+
+
+def open_clustered_shards(
+    shards_dir: str, centroids_path: str, *, cluster_column: str, columns: Mapping[str, str]
+) -> tuple[ShardSet, Centroids]:
+    """Open shards with cluster ids and, in `columns`, what else must be there: names and who writes each.
+
+    Raises UserError where a column or a file is missing, or where the ids were predicted with other centroids.
+    """
+    shards = open_shards(shards_dir, written_by=PREDICTED_BY)
+    shards.require_columns(cluster_column, *columns, written_by={cluster_column: PREDICTED_BY, **columns})
+    centroids = load_centroids(centroids_path)
+    refuse_other_predictions(shards, centroids)
+    return shards, centroids
+
+
+def clustered_inputs(shards: ShardSet, centroids: Centroids) -> dict[str, str]:
+    """What identifies both, and the ids in the shards, in an `Identity`."""
+    predicted = shards.layer("predict")
+    return {
+        "shards_dir": shards.fingerprint,
+        "cluster ids": str(predicted["fingerprint"]) if predicted else "as they are",
+        "centroids_path": centroids.fingerprint,
+    }
