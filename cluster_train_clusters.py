@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -20,23 +19,20 @@ from pydantic import Field, field_validator
 
 from common import cli
 from common.centroids import Centroids, centroid_table, load_centroids, write_joblib
+from common.cluster_ids import Predictor, predict_in_place, predict_into_folder
 from common.cluster_report import ClusterNumber, choose_best, score_clusters, write_cluster_report
-from common.columns import read_vectors, replace_columns
 from common.commit import Identity, make_folder, remove_stale_temporaries
 from common.config import StageSettings, UserError
-from common.engine import map_items
-from common.layers import LayerOutput, LayerTask
-from common.outputs import FileOutput, ShardTask, StageOutput
+from common.outputs import FileOutput
 from common.shard_kmeans import lloyd_over_shards
-from common.shards import Shard, ShardSet, open_shards, shard_name
-from common.stage import write_missing_shards
+from common.shards import ShardSet, open_shards
 from common.vector_stream import VectorStream, open_stream
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from common.backend import Backend
-    from common.kmeans import KMeansResult
+    from common.kmeans import KMeansResult, Report
 
 log = logging.getLogger(__name__)
 
@@ -155,17 +151,11 @@ def train(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
             return output.path
         _clear_derived(settings)
         stream = open_stream(shards, settings.pca_column, memory_limit_gb=settings.memory_limit_gb)
-        _refuse_too_many(settings, stream.n_valid)
+        n_valid = stream.n_rows
+        _refuse_too_many(settings, n_valid)
         if settings.sample_limit:
             stream = stream.sample(settings.sample_limit, seed=settings.random_state)
-        tried = [
-            _train_number(number, stream, shards, settings, overwrite=overwrite) for number in settings.cluster_numbers
-        ]
-        best = tried[0]
-        if len(tried) > 1:
-            best = choose_best(tried, select_by=settings.select_by)
-            write_cluster_report(tried, best, settings.report_path)
-            log.info("report over %d numbers of clusters: %s", len(tried), settings.report_path)
+        best = _train_best(stream, shards, settings, overwrite=overwrite)
         if not output.is_complete:
             output.write(best.table)
         write_joblib(settings.model_path, best.centers)
@@ -173,7 +163,7 @@ def train(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
         "rows in %s, trained on %s, without a vector %s; %d clusters, inertia %.6g; %.1f s",
         f"{shards.n_rows:,}",
         f"{stream.n_rows:,}",
-        f"{shards.n_rows - stream.n_valid:,}",
+        f"{shards.n_rows - n_valid:,}",
         best.n_clusters,
         best.inertia,
         watch.seconds,
@@ -211,18 +201,26 @@ def _precision(settings: Settings) -> str:
     return best_precision("cuda" if settings.gpu else "cpu")
 
 
-def _train_number(
+def _train_best(stream: VectorStream, shards: ShardSet, settings: Settings, *, overwrite: bool) -> ClusterNumber:
+    """The one number of clusters, or the best of a list, which goes into a report."""
+    if len(settings.cluster_numbers) == 1:
+        n_clusters = settings.cluster_numbers[0]
+        return ClusterNumber(n_clusters, fit_table(stream, shards, settings, n_clusters))
+    tried = [_train_one(number, stream, shards, settings, overwrite=overwrite) for number in settings.cluster_numbers]
+    best = choose_best(tried, select_by=settings.select_by)
+    write_cluster_report(tried, best, settings.report_path)
+    log.info("%d clusters taken; report over %d numbers: %s", best.n_clusters, len(tried), settings.report_path)
+    return best
+
+
+def _train_one(
     n_clusters: int, stream: VectorStream, shards: ShardSet, settings: Settings, *, overwrite: bool
 ) -> ClusterNumber:
-    """Train one number of clusters; of a list, each has a file of its own, so that a kill costs one number."""
-    if len(settings.cluster_numbers) == 1:
-        result = fit(stream, shards, settings, n_clusters)
-        return ClusterNumber(n_clusters, centroid_table(result.centroids, result.sizes, result.cluster_inertia))
+    """Train and score one number of a list; each has a file of its own, so that a kill costs one number."""
     path = Path(settings.centroids_out).with_suffix(f".k{n_clusters}.parquet")
     with FileOutput(path, train_identity(settings, shards, n_clusters), overwrite=overwrite) as output:
         if not output.is_complete:
-            result = fit(stream, shards, settings, n_clusters)
-            output.write(centroid_table(result.centroids, result.sizes, result.cluster_inertia))
+            output.write(fit_table(stream, shards, settings, n_clusters))
     number = ClusterNumber(n_clusters, load_centroids(path).table)
     scores = score_clusters(
         number,
@@ -237,51 +235,78 @@ def _train_number(
     return ClusterNumber(n_clusters, number.table, scores)
 
 
+# --- One training ----------------------------------------------------------------------------------------------------
+
+
+def fit_table(stream: VectorStream, shards: ShardSet, settings: Settings, n_clusters: int) -> pa.Table:
+    """Train, as the columns of `centroids.parquet`."""
+    result = fit(stream, shards, settings, n_clusters)
+    return centroid_table(result.centroids, result.sizes, result.cluster_inertia)
+
+
 def fit(stream: VectorStream, shards: ShardSet, settings: Settings, n_clusters: int) -> KMeansResult:
     """Train by the algorithm and on the device that the settings name."""
     from common import kmeans
 
-    backend = _training_backend(settings)
-    polish = partial(
-        lloyd_over_shards,
+    backend, report = _training_backend(settings), log.info if settings.progress else log.debug
+    if backend is not None and backend.uses_cuml and settings.algorithm != "spherical":
+        return kmeans.train_cuml(
+            stream.in_memory(),
+            n_clusters=n_clusters,
+            max_iter=max(settings.max_iter, 1),
+            tol=settings.tol,
+            random_state=settings.random_state,
+            report=report,
+        )
+    by_batches = settings.algorithm == "minibatch" and backend is None
+    find_start = _minibatch_centroids if by_batches else _sample_centroids
+    map_settings = _map_settings(settings, backend)
+    return lloyd_over_shards(
+        find_start(stream, settings, n_clusters, map_settings=map_settings, report=report),
         stream=stream,
         shards=shards,
         engine=settings.engine,
         column=settings.pca_column,
+        max_passes=settings.polish_iter if by_batches else settings.max_iter,
         tol=settings.tol,
-        map_settings=_map_settings(settings, backend),
+        map_settings=map_settings,
     )
-    report = log.info if settings.progress else log.debug
-    common_arguments: dict[str, Any] = {
-        "n_clusters": n_clusters,
-        "random_state": settings.random_state,
-        "report": report,
-    }
-    if backend is not None and backend.uses_cuml and settings.algorithm != "spherical":
-        return kmeans.train_cuml(
-            stream.in_memory(), max_iter=max(settings.max_iter, 1), tol=settings.tol, **common_arguments
-        )
-    if settings.algorithm == "minibatch" and backend is None:
-        trained = kmeans.train_minibatch(
-            stream,
-            batch_size=settings.batch_size,
-            max_epochs=settings.max_iter,
-            init_size=settings.init_size,
-            tol=settings.tol,
-            n_threads=settings.num_workers or None,
-            **common_arguments,
-        )
-        return polish(trained.centroids, max_passes=settings.polish_iter)
+
+
+def _minibatch_centroids(
+    stream: VectorStream, settings: Settings, n_clusters: int, *, map_settings: dict[str, Any], report: Report
+) -> np.ndarray:
+    """Centroids [k, d] after at most `max_iter` passes of mini-batches."""
+    from common import kmeans
+
+    return kmeans.train_minibatch(
+        stream,
+        n_clusters=n_clusters,
+        batch_size=settings.batch_size,
+        max_epochs=settings.max_iter,
+        init_size=settings.init_size,
+        tol=settings.tol,
+        random_state=settings.random_state,
+        n_threads=map_settings["n_threads"],
+        report=report,
+    ).centroids
+
+
+def _sample_centroids(
+    stream: VectorStream, settings: Settings, n_clusters: int, *, map_settings: dict[str, Any], report: Report
+) -> np.ndarray:
+    """Centroids [k, d] of a sample, from which full passes start warm."""
+    from common import kmeans
+
     rng = np.random.default_rng(settings.random_state)
     n_sampled = settings.init_size or max(4 * kmeans.FIRST_ROWS, 128 * n_clusters)
     sample = kmeans.sample_rows(stream, n_rows=max(n_sampled, n_clusters), rng=rng)
-    spherical = settings.algorithm == "spherical"
-    sample = kmeans.unit_rows(sample) if spherical else sample
-    start = kmeans.warm_start(sample, n_clusters=n_clusters, rng=rng, report=report, **_map_settings(settings, backend))
-    return polish(start, max_passes=settings.max_iter)
+    sample = kmeans.unit_rows(sample) if map_settings["spherical"] else sample
+    return kmeans.warm_start(sample, n_clusters=n_clusters, rng=rng, report=report, **map_settings)
 
 
 def _map_settings(settings: Settings, backend: Backend | None) -> dict[str, Any]:
+    """What `partial_sums` is called with in every pass."""
     return {
         "precision": _precision(settings),
         "spherical": settings.algorithm == "spherical",
@@ -309,12 +334,13 @@ def predict(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
     """Give every row the id of its nearest centroid, in place or, ids only, into `output_dir`."""
     watch = cli.Stopwatch()
     centroids = load_centroids(settings.centroids_out)
-    _refuse_other_dimension(shards, centroids, settings)
+    predictor = Predictor(centroids, settings.pca_column, settings.centroid_column, settings.distance_column)
+    predictor.refuse_other_dimension(shards)
     identity = predict_identity(settings, shards, centroids)
     if settings.output_dir:
-        folder = _predict_into_folder(shards, centroids, settings, identity, overwrite=overwrite)
+        folder = predict_into_folder(settings.output_dir, shards, predictor, identity, settings, overwrite=overwrite)
     else:
-        folder = _predict_in_place(shards, centroids, settings, identity, overwrite=overwrite)
+        folder = predict_in_place(shards, predictor, identity, settings, overwrite=overwrite)
     log.info(
         "rows in and out %s; %.0f rows/s, %.1f s", f"{shards.n_rows:,}", shards.n_rows / watch.seconds, watch.seconds
     )
@@ -327,104 +353,7 @@ def predict_identity(settings: Settings, shards: ShardSet, centroids: Centroids)
     return Identity("predict", keys, {"input_dir": shards.fingerprint, "centroids_out": centroids.fingerprint})
 
 
-def _refuse_other_dimension(shards: ShardSet, centroids: Centroids, settings: Settings) -> None:
-    first = next(shards.shards[0].iter_tables([settings.pca_column], n_rows=1024))
-    where = f"{shards.shards[0].path}, column {settings.pca_column!r}"
-    length = read_vectors(first[settings.pca_column], where=where).vectors.shape[1]
-    if length not in (0, centroids.centers.shape[1]):
-        raise UserError(
-            f"centroids {centroids.path} have dimension {centroids.centers.shape[1]}, but {where} holds vectors of "
-            f"length {length}; train on these shards first"
-        )
-
-
-def _predict_in_place(
-    shards: ShardSet, centroids: Centroids, settings: Settings, identity: Identity, *, overwrite: bool
-) -> Path:
-    with LayerOutput(shards, identity, overwrite=overwrite) as layer:
-        if layer.is_complete:
-            log.info("nothing to do: %s already has %s", shards.folder, settings.centroid_column)
-            return shards.folder
-        layer.begin()
-        todo = [layer.task(shard) for shard in shards.shards if not layer.is_done(shard)]
-        with cli.Progress(shards.n_rows, label="predict", enabled=settings.progress) as progress:
-            map_items(
-                partial(add_ids, centroids=centroids, settings=settings),
-                todo,
-                settings.engine,
-                is_done=lambda task: task.is_done(),
-                on_result=lambda task, _: progress.update(task.shard.n_rows),
-            )
-        layer.finish({"rows": shards.n_rows, "clusters": len(centroids.ids)})
-    return shards.folder
-
-
-def _predict_into_folder(
-    shards: ShardSet, centroids: Centroids, settings: Settings, identity: Identity, *, overwrite: bool
-) -> Path:
-    with StageOutput(settings.output_dir or "", identity, overwrite=overwrite, source=shards.folder) as output:
-        if output.is_complete:
-            log.info("nothing to do: %s is complete", output.folder)
-            return output.folder
-        tasks = [
-            IdsTask(shard, output.task(shard_name(index), shard.n_rows)) for index, shard in enumerate(shards.shards)
-        ]
-        write = partial(write_ids, centroids=centroids, settings=settings)
-        write_missing_shards(write, tasks, output, settings, label="predict")
-        totals = {"rows": shards.n_rows, "clusters": len(centroids.ids)}
-        output.finish([task.shard.name for task in tasks], settings, totals)
-    return output.folder
-
-
-class IdsTask:
-    """One input shard and the shard of ids that it becomes."""
-
-    def __init__(self, source: Shard, shard: ShardTask) -> None:
-        self.source = source
-        self.shard = shard
-
-
-def add_ids(task: LayerTask, *, centroids: Centroids, settings: Settings) -> int:
-    """Rewrite one shard with the id of the nearest centroid of each row."""
-    return task.write(partial(_with_ids, centroids=centroids, settings=settings, where=str(task.shard.path)))
-
-
-def write_ids(task: IdsTask, *, centroids: Centroids, settings: Settings) -> dict[str, Any]:
-    """Write the ids of one shard, and nothing else, to a shard of its own."""
-    with_ids = partial(_with_ids, centroids=centroids, settings=settings, where=str(task.source.path))
-    columns = [settings.centroid_column, settings.distance_column]
-    tables = (with_ids(table).select(columns) for table in task.source.iter_tables([settings.pca_column]))
-    empty = task.source.schema.empty_table().select([settings.pca_column])
-    return task.shard.write(with_ids(empty).select(columns).schema, tables)
-
-
-def _with_ids(table: pa.Table, *, centroids: Centroids, settings: Settings, where: str) -> pa.Table:
-    import pyarrow as pa
-
-    from common.kmeans import assign, unit_rows
-
-    column = read_vectors(
-        table[settings.pca_column],
-        where=f"{where}, column {settings.pca_column!r}",
-        dimension=centroids.centers.shape[1],
-    )
-    vectors = unit_rows(column.vectors) if centroids.spherical else column.vectors
-    nearest, squared_distances = assign(vectors, centroids.centers)
-    mask = ~column.valid
-    return replace_columns(
-        table,
-        {
-            settings.centroid_column: pa.array(centroids.ids[nearest], pa.int32(), mask=mask),
-            settings.distance_column: pa.array(np.sqrt(squared_distances), pa.float32(), mask=mask),
-        },
-    )
-
-
 if __name__ == "__main__":
-    from cluster_train_clusters import (
-        Settings,
-        check,
-        run,
-    )  # by name, so that worker processes can import the functions
+    from cluster_train_clusters import Settings, check, run  # by name, so that worker processes can import them
 
     sys.exit(cli.main(Settings, run, doc=__doc__, section="train", check=check))

@@ -33,8 +33,7 @@ class LayerTask:
 
     def is_done(self) -> bool:
         """Whether the shard has the layer with this fingerprint."""
-        stamp = read_stamp(self.shard.path)
-        return stamp is not None and stamp.layers.get(self.layer, {}).get("fingerprint") == self.fingerprint
+        return _has_layer(self.shard.path, self.layer, self.fingerprint)
 
     def write(self, add_columns: AddColumns) -> int:
         """Rewrite the shard as `add_columns` returns each of its tables; it must keep the rows and their order."""
@@ -44,6 +43,11 @@ class LayerTask:
         schema = add_columns(self.shard.schema.empty_table()).schema
         tables = (add_columns(table) for table in self.shard.iter_tables())
         return write_shard(self.shard.path, schema, tables, stamp)
+
+
+def _has_layer(path: Path, layer: str, fingerprint: str) -> bool:
+    stamp = read_stamp(path)
+    return stamp is not None and stamp.layers.get(layer, {}).get("fingerprint") == fingerprint
 
 
 class LayerOutput(HeldOutput):
@@ -80,11 +84,11 @@ class LayerOutput(HeldOutput):
         """Whether every shard has the layer by this configuration and `_SUCCESS` says so."""
         layer = self.shard_set.layer(self.name)
         whole = bool(layer and layer["complete"] and layer["fingerprint"] == self.identity.fingerprint)
-        return whole and not self._overwrite and all(self.is_done(shard) for shard in self.shard_set.shards)
+        return whole and not self._overwrite and all(self.is_done(shard.path.name) for shard in self.shard_set.shards)
 
-    def is_done(self, shard: Shard) -> bool:
+    def is_done(self, name: str) -> bool:
         """Whether one shard has the layer by this very configuration."""
-        return not self._overwrite and self.task(shard).is_done()
+        return not self._overwrite and _has_layer(self.shard_set.folder / name, self.name, self.identity.fingerprint)
 
     def task(self, shard: Shard) -> LayerTask:
         """The task of adding the layer to one shard."""

@@ -19,7 +19,6 @@ class VectorStream:
 
     read: Callable[[], Iterator[np.ndarray]]
     n_rows: int  # rows of one pass
-    n_valid: int  # rows with a usable vector in the whole source
     kept: tuple[np.ndarray, ...] | None  # one [n, d] matrix a shard, where all fit in memory
 
     def __call__(self) -> Iterator[np.ndarray]:
@@ -37,7 +36,7 @@ class VectorStream:
         if n_rows >= self.n_rows:
             return self
         drawn = sample_rows(self, n_rows=n_rows, rng=np.random.default_rng(seed))
-        return VectorStream(self.read, len(drawn), self.n_valid, (drawn,))
+        return VectorStream(self.read, len(drawn), (drawn,))
 
 
 def open_stream(shards: ShardSet, column: str, *, memory_limit_gb: float) -> VectorStream:
@@ -46,22 +45,22 @@ def open_stream(shards: ShardSet, column: str, *, memory_limit_gb: float) -> Vec
     Raises UserError where a shard holds no vectors in `column`, or vectors of another length.
     """
     kept: list[np.ndarray] | None = []
-    n_valid = n_bytes = 0
+    n_rows = n_bytes = 0
     dimension: int | None = None
     for shard in shards.shards:
         batches = []
         for vectors in read_usable(shard, column, dimension=dimension):
             dimension = vectors.shape[1] or dimension
-            n_valid += len(vectors)
+            n_rows += len(vectors)
             n_bytes += vectors.nbytes
             kept = kept if n_bytes <= memory_limit_gb * 2**30 else None
             batches += [vectors] if kept is not None and len(vectors) else []
         if kept is not None and batches:
             kept.append(np.concatenate(batches))
-    if n_valid == 0:
+    if n_rows == 0:
         raise UserError(f"no row of {shards.folder} has a usable vector in {column!r}; its `error` column says why")
     read = partial(_read_all, shards.shards, column, dimension)
-    return VectorStream(read, n_valid, n_valid, tuple(kept) if kept is not None else None)
+    return VectorStream(read, n_rows, tuple(kept) if kept is not None else None)
 
 
 def read_usable(shard: Shard, column: str, *, dimension: int | None = None) -> Iterator[np.ndarray]:

@@ -1,0 +1,139 @@
+"""The nearest centroid of every row: as columns added to the shards in place, or as shards of their own."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from common.centroids import Centroids
+from common.columns import read_vectors, replace_columns
+from common.commit import Identity
+from common.config import StageSettings, UserError
+from common.layers import LayerOutput, LayerTask
+from common.outputs import ShardTask, StageOutput
+from common.shards import Shard, ShardSet, shard_name
+from common.stage import write_missing_shards
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Finds the nearest centroid of rows; small enough to send to another process."""
+
+    centroids: Centroids
+    vector_column: str
+    id_column: str
+    distance_column: str
+
+    def refuse_other_dimension(self, shards: ShardSet) -> None:
+        """Raise UserError where the vectors of the first shard are of another length than the centroids."""
+        first = next(shards.shards[0].iter_tables([self.vector_column], n_rows=1024))
+        where = f"{shards.shards[0].path}, column {self.vector_column!r}"
+        length, dimension = read_vectors(first[self.vector_column], where=where).vectors.shape[1], self.dimension
+        if length not in (0, dimension):
+            raise UserError(
+                f"centroids {self.centroids.path} have dimension {dimension}, but {where} holds vectors of length "
+                f"{length}; train on these shards first"
+            )
+
+    @property
+    def dimension(self) -> int:
+        """Length of a centroid."""
+        return int(self.centroids.centers.shape[1])
+
+    def add_ids(self, table: pa.Table, *, where: str) -> pa.Table:
+        """The table with id and distance of each row's nearest centroid; null where a row has no vector."""
+        import pyarrow as pa
+
+        from common.kmeans import assign, unit_rows
+
+        where = f"{where}, column {self.vector_column!r}"
+        column = read_vectors(table[self.vector_column], where=where, dimension=self.dimension)
+        vectors = unit_rows(column.vectors) if self.centroids.spherical else column.vectors
+        nearest, squared_distances = assign(vectors, self.centroids.centers)
+        mask = ~column.valid
+        return replace_columns(
+            table,
+            {
+                self.id_column: pa.array(self.centroids.ids[nearest], pa.int32(), mask=mask),
+                self.distance_column: pa.array(np.sqrt(squared_distances), pa.float32(), mask=mask),
+            },
+        )
+
+
+# --- In place --------------------------------------------------------------------------------------------------------
+
+
+def predict_in_place(
+    shards: ShardSet, predictor: Predictor, identity: Identity, settings: StageSettings, *, overwrite: bool
+) -> Path:
+    """Add the columns to the shards, one by one; returns their folder."""
+    with LayerOutput(shards, identity, overwrite=overwrite) as layer:
+        if layer.is_complete:
+            log.info("nothing to do: %s already has %s", shards.folder, predictor.id_column)
+            return shards.folder
+        layer.begin()
+        tasks = [layer.task(shard) for shard in shards.shards]
+        write_missing_shards(partial(add_ids, predictor=predictor), tasks, layer, settings, label="predict")
+        layer.finish(_totals(shards, predictor))
+    return shards.folder
+
+
+def add_ids(task: LayerTask, *, predictor: Predictor) -> int:
+    """Rewrite one shard with the id of the nearest centroid of each row."""
+    return task.write(partial(predictor.add_ids, where=str(task.shard.path)))
+
+
+# --- Into a folder of their own --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class IdsTask:
+    """One input shard and the shard of ids that it becomes."""
+
+    source: Shard
+    shard: ShardTask
+
+
+def predict_into_folder(
+    folder: str,
+    shards: ShardSet,
+    predictor: Predictor,
+    identity: Identity,
+    settings: StageSettings,
+    *,
+    overwrite: bool,
+) -> Path:
+    """Write shards with the two columns alone; returns their folder."""
+    with StageOutput(folder, identity, overwrite=overwrite, source=shards.folder) as output:
+        if output.is_complete:
+            log.info("nothing to do: %s is complete", output.folder)
+            return output.folder
+        tasks = [
+            IdsTask(shard, output.task(shard_name(index), shard.n_rows)) for index, shard in enumerate(shards.shards)
+        ]
+        write_missing_shards(partial(write_ids, predictor=predictor), tasks, output, settings, label="predict")
+        output.finish([task.shard.name for task in tasks], settings, _totals(shards, predictor))
+    return output.folder
+
+
+def write_ids(task: IdsTask, *, predictor: Predictor) -> dict[str, Any]:
+    """Write the ids of one shard, and nothing else, to a shard of its own."""
+    vectors, ids = [predictor.vector_column], [predictor.id_column, predictor.distance_column]
+    with_ids = partial(predictor.add_ids, where=str(task.source.path))
+    tables = (with_ids(table).select(ids) for table in task.source.iter_tables(vectors))
+    empty = task.source.schema.empty_table().select(vectors)
+    return task.shard.write(with_ids(empty).select(ids).schema, tables)
+
+
+def _totals(shards: ShardSet, predictor: Predictor) -> dict[str, Any]:
+    return {"rows": shards.n_rows, "clusters": len(predictor.centroids.ids)}
