@@ -263,7 +263,7 @@ def test_scores_with_their_interval():
     verdicts = judge_scores(items, kind="facets", judges=[Judge("j", questions_of(ClioBrain()))])
     assert verdicts.by_judge == {"j": [5, 1]}
     row = score_rows(verdicts)[0]
-    assert (row["mean_score"], row["low"], row["high"], row["scored_4_or_5"]) == (3.0, 1.0, 5.0, 0.5)
+    assert (row["mean_score"], row["low_score"], row["high_score"], row["scored_4_or_5"]) == (3.0, 1.0, 5.0, 0.5)
 
 
 def test_intervals_and_kappa_by_hand():

@@ -60,7 +60,7 @@ class Inspection:
         for row in self.sample(range(base.n_clusters), draw=1):
             other = _nearest_other(base.centroids, row, own=row)
             pairs.append(Pair(_members(base, row), _card(base.names[row]), _card(base.names[other])))
-        self._compare(pairs, kind="names", tag="names", first="own_name", second="neighbour")
+        self._compare(pairs, kind="names", tag="names", first="its name", second="that of a neighbour")
 
     def inspect_placements(
         self, conversations: Sequence[Conversation], base: BaseNames, vectors: np.ndarray, *, n_labels: int | None
@@ -74,7 +74,7 @@ class Inspection:
                 other = _nearest_other(base.centroids, own, own=own, vector=vectors[row])
                 evidence = dialogue_of(conversations[row])
                 pairs.append(Pair(evidence, _card(base.names[own]), _card(base.names[other])))
-            verdicts = self._compare(pairs, kind="placements", tag="names", first="own_cluster", second="neighbour")
+            verdicts = self._compare(pairs, kind="placements", tag="names", first="its cluster", second="a neighbour")
         self.warnings += codebook_warnings(n_names=base.n_clusters, n_labels=n_labels, placements=verdicts)
 
     def compare_hierarchies(self, first: Hierarchy, second: Hierarchy, base: BaseNames) -> None:
@@ -119,8 +119,7 @@ class Inspection:
         if not pairs or not self.judges:
             return None
         self._keep(verdicts := judge_pairs(pairs, kind=kind, tag=tag, judges=self.judges))
-        for row in pair_rows(verdicts):
-            self.pair_rows.append({**row, "first": first, "second": second})
+        self.pair_rows += pair_rows(verdicts, first=first, second=second)
         return verdicts
 
     def _keep(self, verdicts: Verdicts) -> None:

@@ -141,7 +141,7 @@ def _agreed(one: str | None, two: str | None) -> str | None:
 # --- What the answers are worth --------------------------------------------------------------------------------------
 
 
-def pair_rows(verdicts: Verdicts) -> list[dict[str, Any]]:
+def pair_rows(verdicts: Verdicts, *, first: str = "first", second: str = "second") -> list[dict[str, Any]]:
     """A table row for each judge: how often the first and the second won, and whether places swayed it."""
     rows = []
     for judge, votes in verdicts.by_judge.items():
@@ -151,6 +151,8 @@ def pair_rows(verdicts: Verdicts) -> list[dict[str, Any]]:
             {
                 "judged": verdicts.kind,
                 "judge": judge,
+                "first": first,
+                "second": second,
                 "pairs": len(given),
                 "first_wins": _share(given.count("a"), len(given)),
                 "low": low,
@@ -176,8 +178,8 @@ def score_rows(verdicts: Verdicts) -> list[dict[str, Any]]:
                 "judge": judge,
                 "items": len(given),
                 "mean_score": mean,
-                "low": low,
-                "high": high,
+                "low_score": low,
+                "high_score": high,
                 "scored_4_or_5": _share(sum(score >= 4 for score in given), len(given)),
                 "failed": len(scores) - len(given),
             }

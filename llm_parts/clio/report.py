@@ -45,7 +45,13 @@ EXAMPLES_PER_CLUSTER = 5
 MAX_CLUSTERS_WITH_EXAMPLES = 2_000  # in the table; the tree shows them for all
 NAMES_IN_CAPITALS = ("acc", "ami", "ari", "llm", "nmi")
 SHORT_NAMES = {"n_clusters": "Clusters", "largest_share": "Largest", "cophenetic_correlation": "Cophenetic"}
-SHARES = frozenset(("largest_share", "label_purity", "judge_vote", "share", "purity", "rate"))  # shown as percentages
+SHARES = frozenset(  # shown as percentages
+    (
+        *("largest_share", "label_purity", "judge_vote", "share", "purity", "rate", "in_a_cluster"),
+        *("under_the_right_top", "chose_the_name", "first_wins", "second_wins", "ties", "low", "high"),
+        *("same_when_swapped", "scored_4_or_5", "same", "names_kept", "top_label_purity"),
+    )
+)
 
 
 def render_clio_report(report: ClioReport) -> Report:

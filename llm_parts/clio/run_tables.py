@@ -13,6 +13,15 @@ from llm_parts.clio.facets import FacetTable
 
 Row = dict[str, Any]
 
+_SCORES = {
+    "davies_bouldin": "Davies-Bouldin (lower is better)",
+    "calinski_harabasz": "Calinski-Harabasz",
+    "nmi": "NMI with the labels",
+    "ari": "ARI with the labels",
+    "acc": "accuracy with the labels",
+    "purity": "purity by the labels",
+}
+
 
 def conversation_rows(table: ConversationTable, facets: FacetTable) -> list[Row]:
     """How many dialogues there are, and how many of them were odd in which way."""
@@ -43,8 +52,8 @@ def facet_rows(facets: FacetTable, *, least: int) -> list[Row]:
 
 
 def score_table(scores: Mapping[str, Any]) -> list[Row]:
-    """One row for each score."""
-    return [{"score": name, "value": value} for name, value in scores.items()]
+    """One row for each score, under the name that people know it by."""
+    return [{"score": _SCORES.get(name, name.replace("_", " ")), "value": value} for name, value in scores.items()]
 
 
 def calls_rows(plan: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]]) -> list[Row]:
@@ -112,7 +121,8 @@ def _most_common(values: Sequence[Any], *, least: int) -> str:
     if not values:
         return ""
     value, n = min(Counter(values).items(), key=lambda item: (-item[1], str(item[0])))
-    return f"{str(value)[:60]} ({n})" if n >= least else ""
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{text[:60]} ({n})" if n >= least else ""
 
 
 def _cost(counts: Mapping[str, Any] | None) -> float | None:

@@ -88,7 +88,7 @@ def _extractor_row(
         "dialogues": len(sampled),
         "quarantined": facets.n_quarantined,
         "did_not_fit": sum(facets.unfit.values()),
-        **{key: scored[key] for key in ("mean_score", "low", "high", "scored_4_or_5")},
+        **{key: scored[key] for key in ("mean_score", "low_score", "high_score", "scored_4_or_5")},
         "similarity": round(float((pairs[0] * pairs[1]).sum(axis=1).mean()), 4) if answered else None,
     }
 
