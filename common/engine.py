@@ -10,11 +10,10 @@ import logging
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 from common.config import EngineSettings, UserError
+from common.workers import prepare_local_worker, workers
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +90,7 @@ def _attempt(
     on_result: Callable[[Item, Any], None] | None,
 ) -> None:
     items = dict(todo)
-    with _workers(engine, len(todo)):
+    with workers(engine, n_tasks=len(todo)):
         for index, result in _stream(task, todo, engine):
             results[index] = result
             if on_result:
@@ -105,14 +104,17 @@ def _stream(
 
     # Without a timeout, joblib's Dask backend waits for ever for a task whose worker was killed repeatedly.
     parallel = Parallel(batch_size=1, return_as="generator_unordered", timeout=engine.timeout_s)
-    for outcome in parallel(delayed(_guarded)(task, index, item) for index, item in todo):
+    driver = os.getpid() if engine.kind == "local" else None
+    for outcome in parallel(delayed(_guarded)(task, index, item, driver=driver) for index, item in todo):
         if "error" in outcome:
             raise outcome["error"] if "traceback" not in outcome else _with_traceback(outcome)
         yield outcome["index"], outcome["result"]
 
 
-def _guarded(task: Callable[[Item], Any], index: int, item: Item) -> dict[str, Any]:
+def _guarded(task: Callable[[Item], Any], index: int, item: Item, *, driver: int | None) -> dict[str, Any]:
     """Run in the worker: return an exception instead of raising it, which would abort the tasks of the others."""
+    if driver is not None:
+        prepare_local_worker(driver)
     try:
         return {"index": index, "result": task(item)}
     except (UserError, OSError) as problem:
@@ -137,73 +139,3 @@ def _is_worker_death(problem: BaseException) -> bool:
     return bool(
         names & {"TerminatedWorkerError", "BrokenProcessPool", "TimeoutError", "KilledWorker", "CommClosedError"}
     )
-
-
-@contextmanager
-def _workers(engine: EngineSettings, n_tasks: int) -> Iterator[None]:
-    from joblib import parallel_config
-
-    if engine.kind == "dask":
-        with _dask_client(engine), parallel_config(backend="dask"):
-            yield
-        return
-    # Never one: joblib would run it in this process, and a shard that kills its worker would kill the driver.
-    n_jobs = max(2, min(engine.n_jobs, n_tasks))
-    with _gpu_queue() as gpus:
-        initializer = {"initializer": _claim_gpu, "initargs": (gpus,)} if gpus is not None else {}
-        with parallel_config(backend="loky", n_jobs=n_jobs, idle_worker_timeout=3600, **initializer):
-            yield
-
-
-@contextmanager
-def _dask_client(engine: EngineSettings) -> Iterator[Any]:
-    try:
-        from dask.distributed import Client, LocalCluster
-    except ImportError:
-        raise UserError("engine.kind=dask needs Dask; run: pip install 'dask[distributed]'") from None
-
-    if engine.address:
-        try:
-            with Client(engine.address, timeout=20) as client:
-                yield client
-        except (OSError, TimeoutError) as problem:
-            raise UserError(f"no Dask scheduler answers at engine.address={engine.address} ({problem})") from None
-        return
-    with (
-        LocalCluster(n_workers=engine.n_jobs, threads_per_worker=1, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
-        yield client
-
-
-# --- One GPU for each worker -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _gpu_queue() -> Iterator[Any]:
-    """A queue of GPU numbers for local workers to take from, or None where there is at most one GPU."""
-    gpus = _visible_gpus()
-    if len(gpus) < 2:
-        yield None
-        return
-    import multiprocessing
-
-    with multiprocessing.get_context("spawn").Manager() as manager:
-        queue = manager.Queue()
-        # Many rounds: a worker that replaces a dead one takes a number too.
-        for gpu in gpus * 64:
-            queue.put(gpu)
-        yield queue
-
-
-def _visible_gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [gpu for gpu in visible.split(",") if gpu.strip()]
-    devices = sorted(Path("/dev").glob("nvidia[0-9]*"))
-    return [path.name.removeprefix("nvidia") for path in devices]
-
-
-def _claim_gpu(queue: Any) -> None:
-    """Take one GPU for this worker process, before anything of CUDA is loaded in it."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = queue.get_nowait()

@@ -34,6 +34,25 @@ def die_always(item: str, *, folder: Path) -> str:
     return write_name(item, folder=folder)
 
 
+def write_pid_and_stay(item: str, *, folder: Path) -> None:
+    """Write the number of this process to a file of the item's name, and then compute for a minute."""
+    (folder / f".{item}").write_text(str(os.getpid()))
+    (folder / f".{item}").rename(folder / item)
+    time.sleep(60)
+
+
+def own_pid(_item: str) -> int:
+    """The number of the process that computes, which the others have time to do too."""
+    time.sleep(0.05)
+    return os.getpid()
+
+
+def own_gpu(_item: str) -> tuple[int, str]:
+    """The number of the process that computes, and the GPUs that it sees."""
+    time.sleep(0.05)
+    return os.getpid(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+
 def refuse(item: str, *, folder: Path) -> str:
     """Like write_name; but "c" is a mistake of the user."""
     if item == "c":

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +22,7 @@ from tests import engine_tasks
 from tests.stage_runner import Result, run_main
 from tests.text_pipeline import STAGE_NAMES, STAGES, TextPipeline, differing, stage_before
 
+ROOT = Path(__file__).resolve().parent.parent
 ITEMS = list("abcdef")
 LOCAL = EngineSettings(n_jobs=2)
 # Without vectors in memory, stage 3 maps its passes over shards.
@@ -71,11 +76,18 @@ def test_every_stage_gives_the_same_bytes_in_two_workers(pipeline: TextPipeline,
         assert differing(found, wanted) == [], stage
 
 
-def test_a_cluster_of_its_own_where_no_address_is_given(pipeline: TextPipeline) -> None:
+def test_one_cluster_for_the_whole_run_where_no_address_is_given(pipeline: TextPipeline, tmp_path: Path) -> None:
+    engine = EngineSettings(kind="dask", n_jobs=2)
     pipeline.restore("train")
-    result = run_here(pipeline, "predict", EngineSettings(kind="dask", n_jobs=2))
+    result = run_here(pipeline, "predict", engine)
     assert result.exit_code == 0, result.stderr
     assert differing(pipeline.tree(), pipeline.state("predict")) == []
+    workers = set(map_items(engine_tasks.own_pid, ITEMS, engine))
+    assert set(map_items(engine_tasks.own_pid, ITEMS, engine)) == workers and len(workers) == 2
+    # After a failure the next attempt gets new workers; here it also ends what the test has started.
+    with pytest.raises(UserError, match="item c is no good"):
+        map_items(partial(engine_tasks.refuse, folder=tmp_path), ITEMS, engine)
+    assert wait_until_gone(workers)
 
 
 def test_an_error_in_a_worker_is_the_error_line_of_one_process(pipeline: TextPipeline, engine: EngineSettings) -> None:
@@ -146,8 +158,84 @@ def test_a_bug_keeps_the_traceback_of_the_worker(engine: EngineSettings) -> None
 
 
 def test_this_process_computes_by_itself_when_one_job_is_asked_for() -> None:
-    assert set(map_items(_own_pid, [1, 2, 3], EngineSettings())) == {os.getpid()}
+    assert set(map_items(engine_tasks.own_pid, ITEMS, EngineSettings())) == {os.getpid()}
 
 
-def _own_pid(_: int) -> int:
-    return os.getpid()
+def test_workers_keep_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No GPU is needed to see who would use which; a worker keeps its own for all maps."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
+    end_local_workers()
+    gpu_of: set[tuple[int, str]] = set()
+    for _ in range(2):
+        gpu_of |= set(map_items(engine_tasks.own_gpu, ITEMS, LOCAL))
+    assert sorted(gpu for _, gpu in gpu_of) == ["4", "7"]
+    end_local_workers()
+
+
+def end_local_workers() -> None:
+    """The next map starts new ones, with the environment of then."""
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True)
+
+
+# --- A driver that is killed -----------------------------------------------------------------------------------------
+
+DRIVER = """
+import sys
+from functools import partial
+from pathlib import Path
+from tests import engine_tasks
+task = partial(engine_tasks.write_pid_and_stay, folder=Path(sys.argv[2]))
+if sys.argv[1] == "ours":
+    from common.config import EngineSettings
+    from common.engine import map_items
+    map_items(task, ["a", "b"], EngineSettings(n_jobs=2))
+else:
+    from joblib import Parallel, delayed
+    Parallel(n_jobs=2, batch_size=1)(delayed(task)(item) for item in ["a", "b"])
+"""
+
+
+def test_workers_end_when_their_driver_is_killed(tmp_path: Path) -> None:
+    workers = {name: kill_driver(name, tmp_path / name) for name in ("ours", "joblib alone")}
+    try:
+        assert wait_until_gone(workers["ours"])
+        assert all(is_running(pid) for pid in workers["joblib alone"])  # the negative control
+    finally:
+        for pid in {*workers["ours"], *workers["joblib alone"]}:
+            if is_running(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+def kill_driver(name: str, folder: Path) -> set[int]:
+    """Start a driver, kill it when both its workers are at work, and return their numbers."""
+    folder.mkdir()
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, name, str(folder)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    try:
+        while not all((folder / item).exists() for item in "ab"):
+            assert driver.poll() is None, "the driver ended by itself"
+            time.sleep(0.05)
+    finally:
+        driver.kill()
+        driver.wait()
+    return {int((folder / item).read_text()) for item in "ab"}
+
+
+def wait_until_gone(pids: set[int]) -> bool:
+    """Whether all processes end, at last."""
+    give_up = time.monotonic() + 30
+    while any(is_running(pid) for pid in pids) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    return not any(is_running(pid) for pid in pids)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process computes; one that has ended and that nobody has asked about yet does not."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except FileNotFoundError:  # gone in between, or a system without /proc, where the first line has said all
+        return not Path("/proc").exists()
