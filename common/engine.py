@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -90,7 +91,9 @@ def _attempt(
     on_result: Callable[[Item, Any], None] | None,
 ) -> None:
     items = dict(todo)
-    with workers(engine, n_tasks=len(todo)):
+    with workers(engine, n_tasks=len(todo)), warnings.catch_warnings():
+        # After an error the other tasks are left on purpose, against which joblib would advise the user.
+        warnings.filterwarnings("ignore", message=".* tasks ", module="joblib")
         for index, result in _stream(task, todo, engine):
             results[index] = result
             if on_result:
