@@ -52,7 +52,7 @@ def reconstruct(rows: list[Row], *, wrong: float) -> Row:
         "model": "reads the topic" if wrong == 0 else "reads a random topic",
         **{kind: _shares(rows, placed, kind) for kind in ("llm", "linkage")},
         "base_clusters": result["base_clusters"],
-        "top_clusters": result["top_clusters"],
+        "levels": {kind: _level_sizes(placed, kind) for kind in ("llm", "linkage")},
         "estimated_calls": plan["total_calls"],
         "calls": result["calls"],
         "calls_by_step": {step: [n, steps[step]["calls"]] for step, n in plan["calls"].items()},
@@ -73,25 +73,35 @@ def _shares(rows: list[Row], placed: list[Row], kind: str) -> dict[str, float]:
     return {group: round(right[group] / all_[group], 4) for group in ("all", *LANGUAGES)}
 
 
+def _level_sizes(placed: list[Row], kind: str) -> list[int]:
+    """Clusters of each level of a hierarchy, the top first."""
+    columns = [name for name in placed[0] if name.startswith(f"{kind}_level_")]
+    return [len({row[name] for row in placed} - {None}) for name in columns]
+
+
 def to_markdown(results: list[Row], machine: list[str]) -> str:
     """The table, and what it was measured on."""
     lines = [
         "# Clio: reconstruction of topics\n",
         *machine,
         "",
-        "| model | hierarchy | all | English | Russian | base clusters | calls | estimated | s |",
+        "| model | hierarchy | levels | all | English | Russian | calls | estimated | s |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in results:
         for kind in ("llm", "linkage"):
+            levels = " > ".join(map(str, [*row["levels"][kind], row["base_clusters"]]))
             shares = " | ".join(f"{row[kind][group]:.1%}" for group in ("all", *LANGUAGES))
             lines.append(
-                f"| {row['model']} | {kind} | {shares} | {row['base_clusters']} | {row['calls']} | "
-                f"{row['estimated_calls']} | {row['seconds']} |"
+                f"| {row['model']} | {kind} | {levels} | {shares} | {row['calls']} | {row['estimated_calls']} | "
+                f"{row['seconds']} |"
             )
     ours = results[0]["llm"]
     off = abs(results[0]["estimated_calls"] / results[0]["calls"] - 1)
     lines += [
+        "",
+        "The shares are of dialogues whose cluster of the top level bears the name of their topic; levels go from the",
+        "top to the base clusters.",
         "",
         f"Reach: all {ours['all']:.1%} (wanted {REACH:.0%}), the lower language "
         f"{min(ours[language] for language in LANGUAGES):.1%} (wanted {REACH_OF_A_LANGUAGE:.0%}), estimate off by "

@@ -1,7 +1,8 @@
 """A scripted brain for mode clio: it reads the topic of what stands in the tags, and answers every schema by it.
 
 It never sees labels. What a dialogue wants it tells in English, in words of its own; names of clusters it words in
-several ways, so that they must be told apart and sorted by what they mean.
+several ways, so that they must be told apart and sorted by what they mean. Between a topic and its wordings it knows
+themes, two of each topic, so that it has names for two levels over base clusters.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from llm_parts.wires.base import BaseLLMProvider
 
 WORDINGS = ("{}", "Help with {}", "{}: advice", "Questions on {}", "{} for everyday life")
 OPENINGS = ("The user asked how to {}.", "The user wanted to {}.", "The request was to {}.")
+THEMES = ("first steps", "hard cases")  # of every topic: its first wordings, and its last
 _TAG = re.compile(r"<(?P<tag>[a-z]+)>(?P<json>.*?)</(?P=tag)>", re.DOTALL)
 
 
@@ -62,17 +64,19 @@ class ClioBrain:
         return self._named(tags["members"], draw)
 
     def hierarchy_propose(self, tags: dict[str, Any], prompt: str, draw: int) -> dict[str, Any]:
-        topics = Counter(topic for topic in map(topic_of, tags["children"]) if topic)
-        return {"reasoning": "by topic", "names": [topic for topic, _ in topics.most_common()] or ["Unclear"]}
+        wanted = int(re.search(r"Propose (\d+) name", prompt)[1])
+        return {"reasoning": "by topic", "names": names_for(tags["children"], wanted) or ["Unclear"]}
 
     def hierarchy_dedupe(self, tags: dict[str, Any], prompt: str, draw: int) -> dict[str, Any]:
-        return {"names": list(dict.fromkeys(topic_of(name) or name["name"] for name in tags["names"]))}
+        wanted = int(re.search(r"About (\d+) should", prompt)[1])
+        unclear = [name["name"] for name in tags["names"] if topic_of(name) is None]
+        return {"names": [*names_for(tags["names"], wanted), *dict.fromkeys(unclear)]}
 
     def hierarchy_assign(self, tags: dict[str, Any], prompt: str, draw: int) -> dict[str, Any]:
-        wanted = topic_of(tags["children"][0])
-        names = [parent["name"] for parent in tags["parents"]]
-        fitting = [name for name, parent in zip(names, tags["parents"], strict=True) if topic_of(parent) == wanted]
-        return {"reasoning": "by topic", "parent": (fitting or names)[0]}
+        child, parents = tags["children"][0], tags["parents"]
+        of_topic = [parent for parent in parents if topic_of(parent) == topic_of(child)]
+        of_theme = [parent for parent in of_topic if theme_of(parent) in (None, theme_of(child))]
+        return {"reasoning": "by topic", "parent": (of_theme or of_topic or parents)[0]["name"]}
 
     def hierarchy_rename(self, tags: dict[str, Any], prompt: str, draw: int) -> dict[str, Any]:
         return self._named(tags["children"], draw)
@@ -93,10 +97,12 @@ class ClioBrain:
 
     def _named(self, cards: list[dict[str, Any]], draw: int) -> dict[str, Any]:
         topic = majority(cards) or "Unclear matters"
+        themes = {theme_of(card) for card in cards if topic_of(card) == topic} - {None}
+        subject = f"{topic}, {themes.pop()}" if len(themes) == 1 else topic
         examples = Counter(example for card in cards if (example := wording_in(str(card))[1]) >= 0)
         place = examples.most_common(1)[0][0] if examples else -1
         summary = f"Users asked for {topic.lower()}, mostly how to {TOPICS[topic][place][0]}." if place >= 0 else topic
-        return {"reasoning": "by topic", "summary": summary, "name": WORDINGS[draw % len(WORDINGS)].format(topic)}
+        return {"reasoning": "by topic", "summary": summary, "name": WORDINGS[draw % len(WORDINGS)].format(subject)}
 
 
 class BrainProvider(BaseLLMProvider):
@@ -125,6 +131,24 @@ def topic_of(card: dict[str, Any]) -> str | None:
     """The topic that a card names, or tells of."""
     told = str(card.get("name") or "")
     return next((topic for topic in TOPICS if topic in told), None) or wording_in(str(card))[0]
+
+
+def theme_of(card: dict[str, Any]) -> str | None:
+    """The theme of its topic that a card names, or tells of; None where it is about the topic as a whole."""
+    told = str(card.get("name") or "")
+    if any(topic in told for topic in TOPICS):
+        return next((theme for theme in THEMES if theme in told), None)
+    place = wording_in(str(card))[1]
+    return THEMES[place * len(THEMES) // 4] if place >= 0 else None
+
+
+def names_for(cards: list[dict[str, Any]], n_wanted: int) -> list[str]:
+    """The topics of cards, or their themes, whichever are nearer in number to what is wanted; most frequent first."""
+    known = [(topic, theme_of(card)) for card in cards if (topic := topic_of(card))]
+    topics = Counter(topic for topic, _ in known)
+    themes = Counter(f"{topic}, {theme}" if theme else topic for topic, theme in known)
+    nearer = min((topics, themes), key=lambda names: abs(len(names) - n_wanted))
+    return [name for name, _ in nearer.most_common()]
 
 
 def majority(cards: list[dict[str, Any]]) -> str | None:
