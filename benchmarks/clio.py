@@ -1,13 +1,15 @@
 """What Clio's vectors cost on 100,000 facets, and how good its base clusters are on Banking77, beside k-means.
 
-    python benchmarks/clio.py --only size --rows 100000       # clusters, evidence for names, map: time and memory
+    python benchmarks/clio.py --only size --rows 25000 100000 --folder runs/bench-clio
     python benchmarks/clio.py --only banking77                # ACC and NMI against scikit-learn's k-means
     python benchmarks/clio.py --only banking77 --self-training
 
-Sizes are measured on made-up unit vectors of 384 dimensions around 200 topics, since embedding 100,000 texts takes many
-minutes on one core and its memory does not grow with them: it is measured on 2,000 texts, and as a rate. Banking77's
-test part is read as dialogues of one turn whose only facet is the request itself: no model is asked anything. Needs
-banking77_test.parquet in CLUSTERING_DATA_DIR (default ../shared/data).
+Sizes are measured on made-up facets, all of them different: they are embedded by the default model, clustered with the
+default settings, members and outsiders are gathered for names, and all are placed on the map, by the steps of a run and
+in one process, whose time and memory are told after each step. A run that was ended goes on in the same --folder; what
+was taken from there is told as such, and is not measured. Banking77's test part is read as dialogues of one turn whose
+only facet is the request itself: no model is asked anything. Needs banking77_test.parquet in CLUSTERING_DATA_DIR
+(default ../shared/data).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import sys
 import tempfile
 import time
@@ -27,62 +30,85 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from benchmarks.machine import describe_machine, load_average, machine_lines
-from benchmarks.measure import Cost, Side, limit_threads, run_side
+from benchmarks.measure import Cost, Side, limit_threads, peak_mib, run_side
+from common.commit import Identity
 from llm_parts.clio.vector_settings import VectorSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path(os.environ.get("CLUSTERING_DATA_DIR", ROOT.parent / "shared" / "data"))
-N_TOPICS, DIMENSION = 200, 384
-N_EMBEDDED = 2000
+LIMIT_MIB = 4096
 SEEDS = (0, 1, 2, 3, 4)
-STEPS = ("cluster", "evidence", "map")
 KMEANS_REACH, UMAP_REACH = (0.62, 0.79), (0.69, 0.835)  # ACC and NMI
 Result = dict[str, Any]
+
+# What made-up facets are made of.
+ACTIONS = ("write", "improve", "translate", "understand", "compare", "plan", "repair", "choose", "summarize", "check")
+THINGS = (
+    *("cover letter", "Python function", "holiday in the mountains", "tax return", "lentil soup", "sonnet"),
+    *("database query", "lease contract", "training plan", "wedding speech", "garden bed", "car engine"),
+    *("chemistry lesson", "business plan", "medical report", "chess opening", "mortgage", "school essay"),
+    *("news article", "guitar solo"),
+)
+KINDS = ("a first version of", "a shorter version of", "an old", "a rather difficult", "somebody else's", "the usual")
+REASONS = (
+    *("because the last attempt failed", "for a friend who has no time", "since the deadline is near"),
+    *("to save money", "out of curiosity", "for a class next week", "because the boss asked for it"),
+    *("after reading about it in a magazine", "without any experience in it", "for the second time this month"),
+)
+LIMITS = (
+    *("in simple words", "with examples", "as a list of steps", "in two paragraphs", "that a child would understand"),
+    *("with sources", "in a friendly tone", "as a table", "without technical terms", "that can be used at once"),
+)
 
 
 # --- Sides, each in a process of its own -----------------------------------------------------------------------------
 
 
-def steps_of(*, n_rows: int, steps: list[str]) -> Callable[[], Result]:
-    """Steps of a run on made-up facets: `cluster`, `evidence` (members and outsiders of all clusters), `map`."""
-    from llm_parts.clio.base_clusters import cluster_vectors, members_and_outsiders
+def facets_to_map(*, n_rows: int, folder: str) -> Callable[[], Result]:
+    """The steps of a run from facets to the map; seconds, processor seconds and peak memory after each."""
+    from llm_parts.clio.base_clusters import members_and_outsiders
     from llm_parts.clio.map2d import place_on_map
+    from llm_parts.clio.run_folder import RunFolder
+    from llm_parts.clio.vector_steps import VectorSteps
 
-    vectors, settings = made_up_vectors(n_rows), VectorSettings()
+    facets = made_up_facets(n_rows)
 
     def work() -> Result:
-        result: Result = {}
-        started = time.perf_counter()
-        if "cluster" in steps:
-            base = cluster_vectors(vectors, settings=settings, seed=0)
-            result |= {"cluster_s": time.perf_counter() - started, "n_clusters": base.n_clusters, **base.scores}
-        if "evidence" in steps:
-            started = time.perf_counter()
-            members_and_outsiders(vectors, base.labels, base.centroids, n_members=50, n_outsiders=50, seed=0)
-            result["evidence_s"] = time.perf_counter() - started
-        if "map" in steps:
-            started = time.perf_counter()
-            place_on_map(vectors, seed=0)
-            result["map_s"] = time.perf_counter() - started
-        return result
+        watch = StepWatch()
+        with RunFolder(Path(folder) / str(n_rows), Identity("clio", {"rows": n_rows}, {})) as run:
+            kept = {path.name.partition(".")[0] for path in run.steps.glob("*.safetensors")}
+            steps = VectorSteps(VectorSettings(), folder=run, seed=0, progress=True)
+            vectors = steps.embed({"request": facets}, weights={"request": 1.0})
+            watch.lap("embed", was_kept="vectors" in kept)
+            labels, centroids = steps.cluster(vectors)
+            watch.lap("cluster", was_kept="clusters" in kept)
+            members_and_outsiders(vectors, labels, centroids, n_members=50, n_outsiders=50, seed=0)
+            watch.lap("evidence", was_kept=False)
+            run.arrays("map", lambda: {"xy": place_on_map(vectors, seed=0)}, made_from=[vectors])
+            watch.lap("map", was_kept="map" in kept)
+        return {"steps": watch.laps, "n_clusters": len(centroids)}
 
     return work
 
 
-def embedding() -> Callable[[], Result]:
-    """Embed short texts by the default model."""
-    from llm_parts.clio.embedding import embed_texts
+class StepWatch:
+    """Tells what each step took, as soon as it is over."""
 
-    texts = read_banking77()[0][:N_EMBEDDED]
-    settings = VectorSettings()
-    embed_texts(texts[:8], settings=settings)
+    def __init__(self) -> None:
+        self.laps: dict[str, Result] = {}
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def work() -> Result:
-        started = time.perf_counter()
-        embed_texts(texts, settings=settings)
-        return {"texts": len(texts), "texts_per_s": len(texts) / (time.perf_counter() - started)}
-
-    return work
+    def lap(self, name: str, *, was_kept: bool) -> None:
+        """End a step; `was_kept`: an earlier run left its result, or a part of it."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        self.laps[name] = {
+            "wall_s": round(wall - self._wall, 1),
+            "cpu_s": round(cpu - self._cpu, 1),
+            "peak_mib": round(peak_mib()),
+            "was_kept": was_kept,
+        }
+        print(name, self.laps[name], file=sys.stderr, flush=True)
+        self._wall, self._cpu = wall, cpu
 
 
 def banking77(*, self_training: bool) -> Callable[[], Result]:
@@ -133,15 +159,18 @@ def fine_tune(texts: list[str], labels: list[str], vectors: np.ndarray, k: int) 
     return trained.rows
 
 
-def made_up_vectors(n_rows: int) -> np.ndarray:
-    """Unit vectors [n, 384] float32 around topics of very different sizes, as dialogues have."""
-    rng = np.random.default_rng(0)
-    topics = rng.normal(size=(N_TOPICS, DIMENSION)).astype(np.float32)
-    sizes = rng.dirichlet(np.full(N_TOPICS, 0.7))
-    vectors = rng.standard_normal((n_rows, DIMENSION), dtype=np.float32)
-    vectors += topics[rng.choice(N_TOPICS, n_rows, p=sizes)]
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors
+def made_up_facets(n_rows: int) -> list[str]:
+    """Sentences as facets are, all of them different, on topics of very different sizes."""
+    rng, dice = np.random.default_rng(0), random.Random(0)
+    sizes = rng.dirichlet(np.full(len(ACTIONS) * len(THINGS), 0.5))
+    found: dict[str, None] = {}
+    while len(found) < n_rows:
+        for topic in rng.choice(len(sizes), n_rows - len(found), p=sizes).tolist():
+            action, thing = ACTIONS[topic % len(ACTIONS)], THINGS[topic // len(ACTIONS)]
+            kind, reason, limit = (dice.choice(words) for words in (KINDS, REASONS, LIMITS))
+            number = f" ({dice.randrange(2, 60)} of them)" if dice.random() < 0.3 else ""
+            found[f"The user wants to {action} {kind} {thing}{number} {reason}, {limit}."] = None
+    return list(found)
 
 
 def read_banking77() -> tuple[list[str], list[str]]:
@@ -159,15 +188,31 @@ def _both(scores: dict[str, float]) -> list[float]:
 # --- Report ----------------------------------------------------------------------------------------------------------
 
 
-def size_lines(n_rows: int, steps: list[str], cost: Cost) -> list[str]:
-    """What the steps took."""
-    times = ", ".join(f"{name} {cost.result[f'{name}_s']:.0f} s" for name in steps)
-    verdict = "fits" if cost.peak_mib < 4096 else "does NOT fit"
-    return [
-        f"{n_rows:,} facets, {', '.join(steps)} in one process: {times}; processor {cost.cpu_s:.0f} s",
-        f"peak memory of the process {cost.peak_mib:.0f} MiB: {verdict} 4 GB "
-        f"({cost.set_up_mib:.0f} MiB of it before the first step: libraries and the vectors)",
+def size_lines(n_rows: int, cost: Cost) -> list[str]:
+    """What each step took."""
+    verdict = "fits" if cost.peak_mib < LIMIT_MIB else "does NOT fit"
+    lines = [
+        f"{n_rows:,} facets, {cost.result['n_clusters']} base clusters, all steps in one process: "
+        f"{cost.wall_s:.0f} s, processor {cost.cpu_s:.0f} s; peak {cost.peak_mib:.0f} MiB, {verdict} 4 GB",
     ]
+    for name, lap in cost.result["steps"].items():
+        kept = "   (taken from the folder, in whole or in part)" if lap["was_kept"] else ""
+        told = f"{lap['wall_s']:6.1f} s, processor {lap['cpu_s']:6.1f} s, peak until then {lap['peak_mib']} MiB"
+        lines.append(f"  {name:9} {told}{kept}")
+    return lines
+
+
+def growth_lines(sizes: list[Result]) -> list[str]:
+    """By which power of the rows the processor time of each step grows, from the smallest to the largest size."""
+    few, many = sizes[0], sizes[-1]
+    ratio = many["rows"] / few["rows"]
+    lines = []
+    for name, lap in many["steps"].items():
+        before = few["steps"][name]
+        if ratio > 1 and before["cpu_s"] > 0 and not (lap["was_kept"] or before["was_kept"]):
+            power = np.log(lap["cpu_s"] / before["cpu_s"]) / np.log(ratio)
+            lines.append(f"  {name:9} grows with rows ** {power:.2f} (2 would be quadratic)")
+    return lines
 
 
 def banking_lines(result: Result) -> list[str]:
@@ -191,8 +236,8 @@ def main() -> None:
     """Run what was asked for, print it, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=("size", "banking77"), default=None)
-    parser.add_argument("--rows", type=int, default=100_000)
-    parser.add_argument("--steps", nargs="+", choices=(*STEPS, "embed"), default=[*STEPS, "embed"])
+    parser.add_argument("--rows", type=int, nargs="+", default=[25_000, 100_000])
+    parser.add_argument("--folder", type=Path, help="where steps are kept, so that a run may go on; default: nowhere")
     parser.add_argument("--self-training", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None)
@@ -202,7 +247,8 @@ def main() -> None:
     say("\n".join([*machine_lines(machine), f"threads {arguments.threads}, load {load_average()}", ""]))
     results: Result = {"machine": machine, "load": load_average()}
     if arguments.only != "banking77":
-        results |= measure_size(arguments.rows, arguments.steps)
+        with tempfile.TemporaryDirectory() as nowhere:
+            results["sizes"] = measure_sizes(sorted(arguments.rows), arguments.folder or Path(nowhere))
     if arguments.only != "size":
         cost = run_side(Side("benchmarks.clio:banking77", {"self_training": arguments.self_training}))
         results["banking77"] = cost.result
@@ -211,23 +257,15 @@ def main() -> None:
         arguments.out.write_text(json.dumps(results, indent=2, default=float) + "\n", encoding="utf-8")
 
 
-def measure_size(n_rows: int, steps: list[str]) -> Result:
-    """The steps in one process, and the embedding of some texts in another."""
-    results: Result = {}
-    together = [step for step in STEPS if step in steps]
-    if together:
-        cost = run_side(Side("benchmarks.clio:steps_of", {"n_rows": n_rows, "steps": together}))
-        results["size"] = {"rows": n_rows, "peak_mib": cost.peak_mib, "cpu_s": cost.cpu_s, **cost.result}
-        say("\n".join(size_lines(n_rows, together, cost)))
-    if "embed" in steps:
-        cost = run_side(Side("benchmarks.clio:embedding"))
-        results["embedding"] = {"peak_mib": cost.peak_mib, **cost.result}
-        minutes = n_rows / cost.result["texts_per_s"] / 60
-        say(
-            f"embedding: {cost.result['texts_per_s']:.0f} facets/s, so {n_rows:,} take {minutes:.0f} minutes; "
-            f"peak memory {cost.peak_mib:.0f} MiB"
-        )
-    return results
+def measure_sizes(rows: list[int], folder: Path) -> list[Result]:
+    """Each number of rows in a process of its own."""
+    sizes = []
+    for n_rows in rows:
+        cost = run_side(Side("benchmarks.clio:facets_to_map", {"n_rows": n_rows, "folder": str(folder)}))
+        sizes.append({"rows": n_rows, "peak_mib": cost.peak_mib, "cpu_s": cost.cpu_s, **cost.result})
+        say("\n".join(size_lines(n_rows, cost)))
+    say("\n".join(growth_lines(sizes)))
+    return sizes
 
 
 def say(text: str) -> None:

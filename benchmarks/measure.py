@@ -105,19 +105,19 @@ def _medians(costs: list[Cost]) -> Cost:
 def _run_job(job: dict[str, Any]) -> dict[str, Any]:
     module, _, function = job["function"].partition(":")
     work: Work = getattr(import_module(module), function)(**job["arguments"])
-    set_up_mib = _peak_mib()
+    set_up_mib = peak_mib()
     wall, cpu = time.perf_counter(), time.process_time()
     result = work()
     return {
         "wall_s": time.perf_counter() - wall,
         "cpu_s": time.process_time() - cpu,
-        "peak_mib": _peak_mib(),
+        "peak_mib": peak_mib(),
         "set_up_mib": set_up_mib,
         "result": result,
     }
 
 
-def _peak_mib() -> float:
+def peak_mib() -> float:
     """The largest resident size of this process so far."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
