@@ -13,10 +13,11 @@ def run_script(arguments: list[str], connection: Any) -> None:
     connection.send(llm_cluster.main(arguments))
 
 
-# What a run imports on its way to the first call; the openai client alone takes most of a second.
+# What a run imports on its way; the openai client alone takes most of a second.
 _PRELOADED = (
-    "llm_runs", "llm_cluster", "llm_parts.pipeline", "llm_parts.report", "common.tables", "pandas", "pyarrow.parquet",
-    "openai", "llm_parts.wires.openai_wire",
+    "llm_runs", "llm_cluster", "llm_parts.pipeline", "llm_parts.report", "common.tables", "common.kmeans", "omegaconf",
+    "pandas", "pyarrow.parquet", "scipy.optimize", "tenacity", "openai", "openai.resources.chat", "httpcore2",
+    "llm_parts.wires.openai_wire",
 )  # fmt: skip
 
 
