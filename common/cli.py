@@ -60,7 +60,7 @@ def main(
     the inputs and returns the plan that `--check` prints. Arguments added by `add_arguments` reach `run` by keyword;
     one whose `dest` is "overrides" is a `section.key=value` string and becomes an override of the file.
     """
-    arguments = _parse(doc, add_arguments, default_config, argv)
+    arguments = _parse(doc, section, add_arguments, default_config, argv)
     given = vars(arguments)
     only_check, only_print = given.pop("check"), given.pop("print_config")
     overrides = [*(given.pop("assignments") or ()), *(given.pop("overrides", None) or ())]
@@ -91,13 +91,18 @@ def main(
 
 def _parse(
     doc: str | None,
+    section: str | None,
     add_arguments: Callable[[argparse.ArgumentParser], None] | None,
     default_config: str | None,
     argv: Sequence[str] | None,
 ) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", metavar="FILE", required=default_config is None, default=default_config)
-    parser.add_argument("assignments", nargs="*", metavar="section.key=value", help="override a key of the file")
+    parser.epilog = f"docs/{Path(parser.prog).stem}.md explains every key."
+    what = f"YAML file; the section of this script is `{section}`" if section else "YAML file with the settings"
+    what += f"; default: {default_config}" if default_config else ""
+    parser.add_argument("--config", metavar="FILE", required=default_config is None, default=default_config, help=what)
+    example = "section.key=value" if section else "key=value"
+    parser.add_argument("assignments", nargs="*", metavar=example, help="override a key of the file")
     parser.add_argument("--overwrite", action="store_true", help="replace an output that another config made")
     parser.add_argument(
         "--check", action="store_true", help="validate config and inputs, print the plan, write nothing"

@@ -218,9 +218,10 @@ def _describe(error: Any, settings_class: type[Section], section: str | None) ->
         return f"{where}: no such key{did_you_mean(location[-1], _names_beside(settings_class, location))}"
     if error["type"] == "missing":
         return f"{where}: required, but missing"
-    message = error["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ").partition(", unable to")[0]
     given = error.get("input")
-    shown = "" if isinstance(given, (dict, BaseModel, SecretStr)) else f", not {given!r}"
+    value = "null" if given is None else repr(given)
+    shown = "" if isinstance(given, (dict, BaseModel, SecretStr)) else f", not {value}"
     return f"{where or section}: {message[:1].lower()}{message[1:]}{shown if len(shown) < 120 else ''}"
 
 

@@ -131,7 +131,9 @@ def test_help_shows_the_docstring(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main(Settings, raising(AssertionError()), doc="Reads this.", section="train", check=dict, argv=["--help"])
     assert ended.value.code == 0
-    assert "Reads this." in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "Reads this." in shown
+    assert "the section of this script is `train`" in shown and "explains every key" in shown
 
 
 def test_check_prints_the_plan_and_does_not_run(config):

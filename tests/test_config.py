@@ -98,14 +98,14 @@ def test_all_problems_come_at_once(tmp_path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("batch_size: many", "supervise.batch_size: input should be a valid integer"),
+        ("batch_size: many", "supervise.batch_size: input should be a valid integer, not 'many'"),
         ("batch_size: 1.5", "supervise.batch_size: input should be a valid integer"),
         ("batch_size: yes", "supervise.batch_size: true is not a valid value here"),
         ("tol: off", "supervise.tol: false is not a valid value here"),
         ("batch_size: 0", "supervise.batch_size: input should be greater than or equal to 1, not 0"),
         ("batch_size: 4097", "supervise.batch_size: input should be less than or equal to 4096, not 4097"),
         ("batch_size: [1, 2]", "supervise.batch_size: input should be a valid integer"),
-        ("batch_size:", "supervise.batch_size: input should be a valid integer"),
+        ("batch_size:", "supervise.batch_size: input should be a valid integer, not null"),
         ("resume: perhaps", "supervise.resume: input should be a valid boolean"),
         ("revision: no", "supervise.revision: false is not a valid value here (quote it if a text is meant)"),
         ("log_level: loud", "supervise.log_level: input should be 'debug', 'info', 'warning' or 'error', not 'loud'"),
