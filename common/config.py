@@ -60,6 +60,18 @@ class Section(BaseModel):
         return value
 
 
+class RunSettings(Section):
+    """Keys that every script has."""
+
+    progress: bool = Field(True, description="show progress: a bar on a terminal, a line now and then elsewhere")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+
 class EngineSettings(Section):
     """Where the shards of a stage are computed."""
 
@@ -70,19 +82,12 @@ class EngineSettings(Section):
     retries: int = Field(2, ge=0, description="further attempts for shards whose worker died")
 
 
-class StageSettings(Section):
-    """Keys that every stage has, and the engine that all stages share."""
+class StageSettings(RunSettings):
+    """What every stage has besides: the engine, a section that all stages share."""
 
     shared_sections: ClassVar[tuple[str, ...]] = ("engine",)
 
-    progress: bool = Field(True, description="show progress: a bar on a terminal, a line now and then elsewhere")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     engine: EngineSettings = EngineSettings()
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _any_case(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value
 
 
 AnySection = TypeVar("AnySection", bound=Section)

