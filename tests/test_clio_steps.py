@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from clio_dialogues import generate
 from common.commit import Identity, LockHeld
 from common.config import UserError
 from llm_parts.client import LlmClient
-from llm_parts.clio.conversations import read_conversations
+from llm_parts.clio.base_guess import draw_base_counts, share_of_large
+from llm_parts.clio.conversations import Conversation, Turn, read_conversations
 from llm_parts.clio.facets import extract_facets, fit_value
 from llm_parts.clio.judges import (
     Judge,
@@ -32,7 +34,6 @@ from llm_parts.clio.judges import (
 from llm_parts.clio.masking import Masker
 from llm_parts.clio.naming import NameEvidence, Namer, check_names
 from llm_parts.clio.parent_names import Questions
-from llm_parts.clio.plan import share_of_large
 from llm_parts.clio.privacy import audit_names, count_users, drop_clusters, keep_large, withhold_parents
 from llm_parts.clio.prompts import tagged
 from llm_parts.clio.run_folder import RunFolder, fingerprint_of
@@ -360,6 +361,24 @@ def test_fingerprints_tell_arrays_apart():
         )
         == 4
     )
+
+
+def test_few_dialogues_are_clustered_to_guess_what_will_be_shown():
+    texts = ["bake bread without yeast"] * 6 + ["pay income tax"] * 6 + ["grow tomatoes"] * 2
+    asked = [
+        Conversation(
+            row, f"c{row}", (Turn("user", text), Turn("assistant", "Gladly.")), user_id=text[:3] + str(row % 6)
+        )
+        for row, text in enumerate(texts)
+    ]
+    settings = ClioSettings(n_clusters=3, min_unique_users=1)
+    assert set(draw_base_counts(asked, settings=settings, n_distinct=3)) == {2}  # tomatoes are too few
+    of_one = [replace(one, user_id="same") if "bake" in one.turns[0].content else one for one in asked]
+    strict = ClioSettings(n_clusters=3, min_unique_users=3)
+    assert set(draw_base_counts(of_one, settings=strict, n_distinct=3)) == {1}
+    assert draw_base_counts([], settings=settings, n_distinct=0) == [0]
+    many = draw_base_counts(asked * 100, settings=settings, n_distinct=1400)
+    assert many == [3]  # of many, sizes alone are guessed
 
 
 def test_guessed_share_of_large_clusters_is_between_none_and_all():

@@ -52,7 +52,7 @@ def count_hierarchy_calls(n_base: int, *, n_levels: int, n_top: int) -> dict[str
     """Calls of both hierarchies by step, as far as they are known before: a parent of one child needs no new name."""
     sizes = plan_levels(n_base, n_levels=n_levels, n_top=n_top)
     children = [n_base, *sizes][: len(sizes)]
-    n_renames = sum(min(size, n_children - size) for size, n_children in zip(sizes, children, strict=True))
+    n_renames = round(sum(map(_expected_families, children, sizes)))
     return {
         "hierarchy_propose": sum(count_groups(n, NEIGHBORHOOD_SIZE) for n in children),
         "hierarchy_dedupe": sum(count_groups(size, NAMES_TOGETHER) for size in sizes if size > 1),
@@ -60,6 +60,12 @@ def count_hierarchy_calls(n_base: int, *, n_levels: int, n_top: int) -> dict[str
         "hierarchy_rename": n_renames,
         "linkage_rename": n_renames,
     }
+
+
+def _expected_families(n_children: int, n_parents: int) -> float:
+    """Parents of two children or more, where each child falls to one of the parents by chance."""
+    missed = 1 - 1 / n_parents  # the chance that a child is another's
+    return n_parents * (1 - missed**n_children) - n_children * missed ** (n_children - 1)
 
 
 def count_groups(n_items: int, size: int) -> int:

@@ -1,7 +1,8 @@
 """What a run will ask before anything is asked: calls, tokens and cost of each step.
 
 Facets follow from the input: equal dialogues are asked about once. The steps after them follow from the number of base
-clusters, which is known for k-means but for those that fall below the minimums, and is guessed for density clustering.
+clusters, which base_guess.py guesses; where several numbers may come, the estimate is the mean of what each would ask,
+since one cluster more or less may decide on whether there is a hierarchy at all.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from common.config import canonical_json
 from llm_parts.client import StepEstimate, add_up
-from llm_parts.clio.algorithms import count_clusters
+from llm_parts.clio.base_guess import draw_base_counts
 from llm_parts.clio.conversations import ConversationTable
 from llm_parts.clio.facets import FacetRequests
 from llm_parts.clio.judges import PAIR_INSTRUCTIONS
@@ -22,8 +23,8 @@ from llm_parts.framing import count_tokens
 from llm_parts.ledger import cost_of
 from llm_parts.settings import LlmSettings
 
-_SPREAD_OF_SIZES = 8.0  # sizes of k-means clusters are about gamma-distributed with this shape
 _NAMED_AGAIN = 0.25  # share of names that are equal or false at first
+_CHECKED_AGAIN = 0.1  # share of names that are checked once more
 _TOKENS_OF_A_FACET = 30
 _TOKENS_OF_A_NAME = 50  # with its summary
 _FIXED = 350  # instructions and rules of a prompt
@@ -39,7 +40,9 @@ class Plan:
         self._llm = llm
         self._asked = [conversation for conversation in table.conversations if not conversation.is_empty]
         self._requests = FacetRequests(self._asked, settings=settings)
-        self._n_base = self._guess_base()
+        self._n_distinct = len({_key(self._requests[row].messages) for row in range(len(self._asked))})
+        self._drawn = draw_base_counts(self._asked, settings=settings, n_distinct=self._n_distinct)
+        self._n_base = round(sum(self._drawn) / len(self._drawn))
 
     def to_dict(self) -> dict[str, Any]:
         """`calls` per step, their tokens and cost, and the totals; cost is None where the price is not known."""
@@ -51,7 +54,13 @@ class Plan:
 
     def calls(self) -> dict[str, int]:
         """Calls by step."""
-        settings, n_base = self._settings, self._n_base
+        drawn = [self._calls_over(n_base) for n_base in self._drawn]
+        steps = max(drawn, key=len)  # those of hierarchies are not there where there is none
+        return {step: round(sum(calls.get(step, 0) for calls in drawn) / len(drawn)) for step in steps}
+
+    def _calls_over(self, n_base: int) -> dict[str, int]:
+        """Calls by step where there are so many base clusters."""
+        settings = self._settings
         levels = count_hierarchy_calls(n_base, n_levels=settings.levels, n_top=settings.n_top) if n_base else {}
         others = [method for method in dict.fromkeys(settings.compare_naming) if method != settings.naming]
         n_variants = len(settings.sampling_sweep.variants())
@@ -63,21 +72,21 @@ class Plan:
             "facets": self._n_distinct,
             "cluster_name": n_named,
             **{f"cluster_name_{method}": n_named for method in others},
-            "name_check": n_checked * (1 + len(others)),
+            "name_check": round(n_checked * (1 + len(others) + _CHECKED_AGAIN)),
             "cluster_name_sampling": n_named * n_variants,
             **levels,
             **{step: levels[step] * (1 + n_variants) for step in by_llm},
             "privacy_audit": n_audited if settings.audit_threshold > 1 else 0,
-            **self._judge_calls(len(others)),
+            **self._judge_calls(n_base, len(others)),
         }
 
-    def _judge_calls(self, n_other_methods: int) -> dict[str, int]:
+    def _judge_calls(self, n_base: int, n_other_methods: int) -> dict[str, int]:
         """Every judge scores a sample of facets once and compares pairs twice; other extractors are scored too."""
         settings, n_judges = self._settings, len(self._settings.judges)
         n_rows = min(settings.judge_sample, len(self._asked))
-        n_names = min(settings.judge_sample, self._n_base) if self._n_base > 1 else 0
+        n_names = min(settings.judge_sample, n_base) if n_base > 1 else 0
         n_extracted = n_rows * len(settings.extractors) if n_judges else 0
-        has_levels = bool(plan_levels(self._n_base, n_levels=settings.levels, n_top=settings.n_top))
+        has_levels = bool(plan_levels(n_base, n_levels=settings.levels, n_top=settings.n_top))
         return {
             "compare_facets": n_extracted,
             "judge_facets": n_rows * n_judges,
@@ -87,16 +96,6 @@ class Plan:
             "judge_hierarchies": 2 * n_names * n_judges if has_levels else 0,
             "judge_naming": 2 * n_names * n_judges * n_other_methods,
         }
-
-    def _guess_base(self) -> int:
-        """Base clusters that are large enough to be shown."""
-        keys = {_key(self._requests[row].messages) for row in range(len(self._asked))}
-        self._n_distinct = len(keys)
-        n_rows = len(self._asked)
-        if not n_rows:
-            return 0
-        n_clusters = min(count_clusters(self._settings, n_rows=n_rows), self._n_distinct)
-        return round(n_clusters * share_of_large(n_rows / n_clusters, self._settings.min_cluster_size))
 
     def _estimate(self, step: str, n_calls: int) -> StepEstimate:
         """One step, each model's share of it at that model's price."""
@@ -135,19 +134,6 @@ class Plan:
         rows = range(0, len(self._asked), max(1, len(self._asked) // 100))
         totals = [count_tokens(self._requests[row].messages) for row in rows]
         return round(sum(totals) / len(totals)) if totals else 0
-
-
-def share_of_large(mean_size: float, least: int) -> float:
-    """The share of clusters with at least `least` members where the mean is `mean_size` and sizes spread as usual.
-
-    Sizes are taken as negative-binomial, a Poisson draw around a gamma-distributed mean.
-    """
-    from scipy.stats import nbinom
-
-    if least <= 1 or mean_size <= 0:
-        return 1.0
-    chance = _SPREAD_OF_SIZES / (_SPREAD_OF_SIZES + mean_size)
-    return float(nbinom.sf(least - 1, _SPREAD_OF_SIZES, chance))
 
 
 def _key(messages: Any) -> bytes:
