@@ -8,7 +8,6 @@ Writes  supervise.output_dir: shards with text, label, every other input column,
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
@@ -24,12 +23,12 @@ import numpy as np
 from pydantic import Field
 
 from common import cli
-from common.columns import describe_errors, label_strings, read_vectors, replace_columns, vector_array
+from common.class_probs import add_probs, classes_of, fit_prototypes, has_own_probs, write_prototype_probs
+from common.columns import describe_errors, replace_columns, vector_array
 from common.commit import Identity
-from common.config import StageSettings, UserError, canonical_json
-from common.layers import LayerTask
+from common.config import StageSettings, UserError
 from common.outputs import ShardTask, StageOutput, split_rows
-from common.shards import CHUNK_ROWS, Shard, read_stamp, shard_name
+from common.shards import CHUNK_ROWS, Shard, shard_name
 from common.stage import write_missing_shards
 from common.tables import Table, find_files, fingerprint_input, open_table
 
@@ -94,8 +93,8 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
         write = partial(embed_shard, table=table, settings=settings, dtype=dtype)
         n_embedded = write_missing_shards(write, tasks, output, settings, label="embed")
         shards = [Shard(task.shard.path, task.shard.n_rows) for task in tasks]
-        classes = add_prototype_probs(shards, settings)
-        totals = _count_rows(shards) | {"classes": classes or _classes_of(shards[0]), "dtype": dtype}
+        add_prototype_probs(shards, settings)
+        totals = _count_rows(shards) | {"classes": classes_of(shards[0]), "dtype": dtype}
         shutil.rmtree(output.folder / ".input", ignore_errors=True)
         output.finish([task.shard.name for task in tasks], settings, totals)
         _log_totals(totals, n_embedded, watch.seconds)
@@ -204,10 +203,8 @@ def embed_shard(task: EmbedTask, *, table: Table, settings: Settings, dtype: str
     from common.backend import choose_device
     from common.encoder import load_encoder
 
-    if settings.num_workers:
-        os.environ["RAYON_NUM_THREADS"] = str(
-            settings.num_workers
-        )  # read by the tokenizer's thread pool when it starts
+    if settings.num_workers:  # read by the tokenizer's thread pool when it starts
+        os.environ["RAYON_NUM_THREADS"] = str(settings.num_workers)
     encoder = load_encoder(
         settings.model_name_or_path,
         device=choose_device(settings.device),
@@ -239,108 +236,28 @@ def embed_rows(rows: pa.Table, encoder: Any, settings: Settings) -> pa.Table:
     vectors[usable] = encoded.vectors
     truncated = np.zeros(rows.num_rows, bool)
     truncated[usable] = encoded.truncated
-    columns = {"cls": vector_array(vectors, valid=valid, dtype=settings.vector_dtype)}
-    columns |= _probs_columns(encoded.probs, usable, rows.num_rows, encoder.classes)
-    columns |= {"truncated": pa.array(truncated), "error": pa.array(reasons, pa.string())}
-    return replace_columns(rows, columns, field_metadata={"probs": _classes_metadata(encoder.classes)})
+    cls = vector_array(vectors, valid=valid, dtype=settings.vector_dtype)
+    with_vectors = replace_columns(rows, {"cls": cls})
+    with_probs = add_probs(with_vectors, encoded.probs, usable=usable, classes=encoder.classes)
+    return replace_columns(with_probs, {"truncated": pa.array(truncated), "error": pa.array(reasons, pa.string())})
 
 
-def _probs_columns(
-    probs: np.ndarray | None, usable: list[int], n_rows: int, classes: list[str] | None
-) -> dict[str, pa.Array]:
-    import pyarrow as pa
-
-    if probs is None or classes is None:
-        return {"probs": pa.nulls(n_rows, pa.list_(pa.float32())), "prediction": pa.nulls(n_rows, pa.string())}
-    valid = np.zeros(n_rows, bool)
-    valid[usable] = True
-    all_probs = np.zeros((n_rows, len(classes)), np.float32)
-    all_probs[usable] = probs
-    predictions: list[str | None] = [None] * n_rows
-    for row, index in zip(usable, probs.argmax(axis=1) if len(usable) else [], strict=True):
-        predictions[row] = classes[index]
-    return {"probs": vector_array(all_probs, valid=valid), "prediction": pa.array(predictions, pa.string())}
+# --- Probabilities without a classification head ---------------------------------------------------------------------
 
 
-def _classes_metadata(classes: list[str] | None) -> dict[str, str]:
-    return {"classes": canonical_json(classes)} if classes else {}
-
-
-# --- Prototypes: probabilities without a classification head ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Prototypes:
-    """The mean direction of each class among the rows that carry a label."""
-
-    classes: list[str]
-    centers: np.ndarray  # [c, d] float32, unit length
-
-
-def add_prototype_probs(shards: list[Shard], settings: Settings) -> list[str] | None:
-    """Give the shards `probs` by nearness to class means, where that is the head; returns the classes, else None."""
-    if settings.head in ("none", "classifier") or _has_classifier(shards[0]):
-        return None
+def add_prototype_probs(shards: list[Shard], settings: Settings) -> None:
+    """Give the shards `probs` by nearness to class means, where that is the head."""
+    if settings.head in ("none", "classifier") or has_own_probs(shards[0]):
+        return
     prototypes = fit_prototypes(shards)
     if prototypes is None:
         what = "set head: none to silence this" if settings.head == "auto" else "prototypes need labels"
         log.warning("no labels in the input and no classification head: probs and prediction stay null (%s)", what)
-        return None
-    log.info("probs by prototypes of %d classes", len(prototypes.classes))
-    fingerprint = canonical_json({"classes": prototypes.classes, "temperature": settings.prototype_temperature})
-    for shard in shards:
-        task = LayerTask(shard, "prototypes", {"stage": "prototypes"}, fingerprint)
-        if not task.is_done():
-            task.write(partial(_add_probs, prototypes=prototypes, temperature=settings.prototype_temperature))
-    return prototypes.classes
-
-
-def fit_prototypes(shards: list[Shard]) -> Prototypes | None:
-    """Mean unit vector of each class among the labelled rows, in one pass; None where no row has a label."""
-    if "label" not in shards[0].schema.names:
-        return None
-    code_of: dict[str, int] = {}
-    sums = np.zeros((0, shards[0].schema.field("cls").type.list_size))  # [c, d] float64
-    for shard in shards:
-        for table in shard.iter_tables(["cls", "label"]):
-            column = read_vectors(table["cls"], where=str(shard.path))
-            texts = label_strings(table["label"])
-            labels = [label if usable else None for label, usable in zip(texts, column.valid, strict=True)]
-            codes = np.array([-1 if label is None else code_of.setdefault(label, len(code_of)) for label in labels])
-            sums = np.concatenate([sums, np.zeros((len(code_of) - len(sums), sums.shape[1]))])
-            labelled = np.flatnonzero(codes >= 0)
-            np.add.at(sums, codes[labelled], _unit(column.vectors[labelled].astype(np.float64)))
-    if not code_of:
-        return None
-    classes = sorted(code_of)
-    return Prototypes(classes, _unit(sums[[code_of[name] for name in classes]]).astype(np.float32))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-
-
-def _add_probs(table: pa.Table, *, prototypes: Prototypes, temperature: float) -> pa.Table:
-    column = read_vectors(table["cls"], where="cls", dimension=prototypes.centers.shape[1])
-    cosines = _unit(column.vectors) @ prototypes.centers.T  # [n, c]
-    scores = np.exp((cosines - cosines.max(axis=1, keepdims=True, initial=-1.0)) / temperature)
-    probs = scores / scores.sum(axis=1, keepdims=True)
-    usable = np.flatnonzero(column.valid).tolist()
-    columns = _probs_columns(probs[usable].astype(np.float32), usable, table.num_rows, prototypes.classes)
-    return replace_columns(table, columns, field_metadata={"probs": _classes_metadata(prototypes.classes)})
+        return
+    write_prototype_probs(shards, prototypes, temperature=settings.prototype_temperature)
 
 
 # --- Counting --------------------------------------------------------------------------------------------------------
-
-
-def _has_classifier(shard: Shard) -> bool:
-    stamp = read_stamp(shard.path)
-    return _classes_of(shard) is not None and stamp is not None and "prototypes" not in stamp.layers
-
-
-def _classes_of(shard: Shard) -> list[str] | None:
-    metadata = shard.schema.field("probs").metadata or {}
-    return list(json.loads(metadata[b"classes"])) if b"classes" in metadata else None
 
 
 def _count_rows(shards: list[Shard]) -> dict[str, Any]:
