@@ -286,7 +286,7 @@ def _arrow_mask(mask: np.ndarray) -> pa.Array:
 
 def log_totals(n_rows: int, totals: dict[str, Any], seconds: float) -> None:
     """Say what became of the rows."""
-    log.info("why: %s", ", ".join(f"{reason} {count:,}" for reason, count in totals["reasons"].items()))
+    log.info("rows by reason: %s", ", ".join(f"{reason} {count:,}" for reason, count in totals["reasons"].items()))
     log.info(
         "rows in %s, rows out %s, dropped %s; labels: gold %s, cluster %s, classifier %s; metric_mask %s, "
         "classifier_mask %s; %.0f rows/s, %.1f s",

@@ -37,10 +37,12 @@ def estimate_accuracy(
     n_hidden = len(hidden.truth)
     if n_hidden == 0:
         return ["holdout: no gold labels to hide"]
-    lines = [f"holdout: {n_hidden:,} gold labels hidden; label by the rules:"]
-    for name, purity in (("metric", rules.metric_purity), ("classification", rules.classification_purity)):
-        prob = rules.metric_max_prob if name == "metric" else rules.classification_max_prob
-        lines.append(f"  {name}: {_score(hidden, clusters, rules, purity, prob)}")
+    lines = [f"holdout: {n_hidden:,} gold labels hidden; of their rows, how many the rules label, and how rightly:"]
+    for mask, purity, prob in (
+        ("metric_mask", rules.metric_purity, rules.metric_max_prob),
+        ("classifier_mask", rules.classification_purity, rules.classification_max_prob),
+    ):
+        lines.append(f"  {mask}: {_score(hidden, clusters, rules, purity, prob)}")
     for purity in _PURITY_STEPS:
         lines.append(f"  at purity {purity:.2f}: {_score(hidden, clusters, rules, purity, rules.metric_max_prob)}")
     return lines

@@ -384,7 +384,7 @@ def test_holdout_tells_accuracy_and_coverage(update):
     log = update(rows=rows, centroids=centroids, holdout_fraction=0.5).stderr
     hidden = int(re.search(r"holdout: (\d+) gold labels hidden", log)[1])
     assert 70 <= hidden <= 130
-    assert f"metric: accuracy 100.0%, coverage 100.0% ({hidden} rows)" in log
+    assert f"metric_mask: accuracy 100.0%, coverage 100.0% ({hidden} rows)" in log
 
 
 def test_hidden_labels_do_not_vote_for_themselves(update):
@@ -400,7 +400,7 @@ def test_hidden_labels_do_not_vote_for_themselves(update):
         "purity_lower_bound": [0.27] * n_clusters,
     }
     log = update(rows=rows, centroids=centroids, holdout_fraction=0.5).stderr
-    assert "metric: accuracy –, coverage 0.0% (no row labelled)" in log
+    assert "metric_mask: accuracy –, coverage 0.0% (no row labelled)" in log
 
 
 def test_holdout_leaves_the_dataset_as_it_is(tmp_path, update):
