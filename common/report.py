@@ -19,9 +19,7 @@ import itertools
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +27,7 @@ from common import charts
 from common.charts import format_number, percent
 from common.commit import write_bytes
 from common.escaping import clip_text, escape, image_url, safe_text
+from common.report_data import Column, Details, scatter_data, table_data
 
 __all__ = ["Column", "Report", "clip_text", "format_number", "percent", "safe_text"]
 
@@ -36,24 +35,8 @@ ASSETS_DIR = Path(__file__).with_name("report_assets")
 SCRIPT_NAMES = ("page.js", "table.js", "scatter.js")
 MAX_COLUMNS_IN_CHART = 500  # more bars than this are thinner than a pixel
 MAX_NAMED_BARS = 25
-SCATTER_STEPS = 10_000  # coordinates are rounded to this many steps: finer than any screen
 
 Width = Literal["half", "full"]
-Detail = str | bytes
-Details = Sequence[Detail] | Mapping[str, Sequence[Detail]] | None
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of a table: text, number, percent (a share as 93.1%), bar (relative to the largest) or meter (a share).
-
-    An `image` cell is bytes of a PNG, JPEG, GIF or WebP picture.
-    """
-
-    title: str
-    kind: Literal["text", "number", "percent", "bar", "meter", "image"] = "text"
-    digits: int | None = None  # decimals; None writes integers whole and other numbers with four digits
-    note: str = ""  # said when the pointer rests on the heading
 
 
 class Report:
@@ -100,18 +83,16 @@ class Report:
         details holds one entry per row, shown when the row is opened: texts or pictures (bytes), or a mapping from a
         heading to them. sort_by is the title of a column. Raises ValueError where lengths do not fit.
         """
-        titles = [column.title for column in columns]
-        if any(len(row) != len(columns) for row in rows) or (details is not None and len(details) != len(rows)):
-            raise ValueError(f"table {title!r}: every row needs {len(columns)} cells, and details one entry per row")
-        data = {
-            "columns": [[column.title, column.kind, column.digits, column.note] for column in columns],
-            "rows": [[_cell(value, column) for value, column in zip(row, columns, strict=True)] for row in rows],
-            "details": [_details(entry, details_title) for entry in details] if details is not None else None,
-            "sort": titles.index(sort_by) if sort_by is not None else None,
-            "descending": descending,
-            "pageSize": page_size,
-            "name": title,
-        }
+        data = table_data(
+            title,
+            columns,
+            rows,
+            details=details,
+            details_title=details_title,
+            sort_by=sort_by,
+            descending=descending,
+            page_size=page_size,
+        )
         self._add(title, _placeholder("table", self._next_id(), data), note=note)
 
     def add_histogram(
@@ -195,7 +176,7 @@ class Report:
         muted_label (noise) is drawn grey. Points without finite coordinates are left out; of more than max_points
         every so-manieth is drawn; the page says both.
         """
-        data, remarks = _scatter_data(points, labels, hover_texts, muted_label, max_points)
+        data, remarks = scatter_data(points, labels, hover_texts, muted_label, max_points)
         note = " ".join(part for part in [note, *remarks] if part)
         data["name"] = title
         self._add(title, _placeholder("scatter", self._next_id(), data), note=note)
@@ -292,64 +273,3 @@ def _placeholder(kind: str, data_id: str, data: Mapping[str, Any]) -> str:
     text = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
     text = text.replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return f'<div data-{kind}="{data_id}"></div><script type="application/json" id="{data_id}">{text}</script>'
-
-
-def _cell(value: object, column: Column) -> object:
-    """Return a cell as JSON can hold it: a finite number, a text or null."""
-    if value is None:
-        return None
-    if column.kind == "text":
-        return safe_text(value)
-    if column.kind == "image":
-        return image_url(value) if isinstance(value, bytes) else safe_text(value)
-    number = float(value)  # type: ignore[arg-type]
-    if not math.isfinite(number):
-        return None
-    return int(number) if number.is_integer() else float(f"{number:.7g}")
-
-
-def _details(entry: Details, heading: str) -> list[list[object]]:
-    """Return [[heading, items]] where an item is a text or {"src": data URL}."""
-    groups = entry if isinstance(entry, Mapping) else {heading: entry or ()}
-    return [
-        [safe_text(name), [{"src": image_url(x)} if isinstance(x, bytes) else clip_text(x, n_chars=600) for x in items]]
-        for name, items in groups.items()
-        if items
-    ]
-
-
-def _scatter_data(
-    points: Any,
-    labels: Sequence[object] | None,
-    hover_texts: Sequence[str] | None,
-    muted_label: object,
-    max_points: int,
-) -> tuple[dict[str, Any], list[str]]:
-    """Return what scatter.js draws, and remarks about points that are not drawn."""
-    import numpy as np
-
-    places = np.asarray(points, dtype=np.float64).reshape(len(points), 2)  # [n, 2]
-    if any(given is not None and len(given) != len(places) for given in (labels, hover_texts)):
-        raise ValueError("labels and hover_texts need one entry per point")
-    kept = np.flatnonzero(np.isfinite(places).all(axis=1)).tolist()
-    n_lost = len(places) - len(kept)
-    remarks = [f"Without coordinates and left out: {n_lost:,}."] if n_lost else []
-    if len(kept) > max_points:
-        remarks.append(f"{max_points:,} of {len(kept):,} points are drawn.")
-        kept = [kept[i] for i in np.linspace(0, len(kept) - 1, max_points).astype(np.int64)]
-    names = [safe_text(labels[i]) if labels is not None else "" for i in kept]
-    order = [name for name, _ in sorted(Counter(names).items(), key=lambda pair: (-pair[1], pair[0]))]
-    muted = safe_text(muted_label) if muted_label is not None else None
-    index = {name: i for i, name in enumerate(order)}
-    places = places[kept]
-    low = places.min(axis=0) if len(places) else np.zeros(2)
-    span = float((places.max(axis=0) - low).max()) if len(places) else 1.0
-    steps = np.rint((places - low) / (span or 1.0) * SCATTER_STEPS).astype(np.int64)  # one scale for both axes
-    return {
-        "x": steps[:, 0].tolist(),
-        "y": steps[:, 1].tolist(),
-        "label": [index[name] for name in names],
-        "names": order,
-        "muted": index.get(muted) if muted is not None else None,
-        "texts": [clip_text(hover_texts[i], n_chars=160) for i in kept] if hover_texts is not None else None,
-    }, remarks
