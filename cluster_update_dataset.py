@@ -138,7 +138,7 @@ def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
             columns=settings.columns,
             rules=settings.rules,
             use_lower_bound=settings.use_purity_lower_bound,
-            engine=settings.engine,
+            settings=settings,
         )
         if settings.holdout_fraction:
             log_holdout(shards, centroids, labeler, settings)

@@ -11,10 +11,10 @@ import numpy as np
 
 from common.centroids import Centroids
 from common.columns import has_text, label_strings, read_vectors
-from common.config import EngineSettings
-from common.engine import map_items
+from common.config import StageSettings
 from common.pseudo_labels import ClusterLabels, Decisions, Rows, Rules, decide
 from common.shards import Shard, ShardSet
+from common.stage import map_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,22 +92,21 @@ def make_labeler(
     columns: RowColumns,
     rules: Rules,
     use_lower_bound: bool,
-    engine: EngineSettings,
+    settings: StageSettings,
 ) -> Labeler:
     """Collect the labels of shards and centroids; `use_lower_bound` takes Wilson's bound for the purity."""
-    names = _collect_names(shards, centroids, columns, engine)
+    names = _collect_names(shards, centroids, columns, settings)
     return Labeler(columns, names, _cluster_labels(centroids, names, use_lower_bound=use_lower_bound), rules)
 
 
 def _collect_names(
-    shards: ShardSet, centroids: Centroids, columns: RowColumns, engine: EngineSettings
+    shards: ShardSet, centroids: Centroids, columns: RowColumns, settings: StageSettings
 ) -> tuple[str, ...]:
     """All labels there are, sorted: gold, predicted, and of clusters."""
     names = {label for label in centroids.table["majority_label"].to_pylist() if label is not None}
     with_labels = [name for name in (columns.label, columns.prediction) if name in shards.schema.names]
-    for found in map_items(partial(unique_labels, columns=with_labels), shards.shards, engine):
-        names |= found
-    return tuple(sorted(names))
+    collect = partial(unique_labels, columns=with_labels)
+    return tuple(sorted(names.union(*map_shards(collect, shards.shards, settings, label="labels"))))
 
 
 def unique_labels(shard: Shard, *, columns: Sequence[str]) -> set[str]:
