@@ -338,13 +338,18 @@ def predict(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
     predictor.refuse_other_dimension(shards)
     identity = predict_identity(settings, shards, centroids)
     if settings.output_dir:
-        folder = predict_into_folder(settings.output_dir, shards, predictor, identity, settings, overwrite=overwrite)
+        totals = predict_into_folder(settings.output_dir, shards, predictor, identity, settings, overwrite=overwrite)
     else:
-        folder = predict_in_place(shards, predictor, identity, settings, overwrite=overwrite)
-    log.info(
-        "rows in and out %s; %.0f rows/s, %.1f s", f"{shards.n_rows:,}", shards.n_rows / watch.seconds, watch.seconds
-    )
-    return folder
+        totals = predict_in_place(shards, predictor, identity, settings, overwrite=overwrite)
+    if totals is not None:
+        log.info(
+            "rows in and out %s, without a vector and so without a cluster %s; %.0f rows/s, %.1f s",
+            f"{totals['rows']:,}",
+            f"{totals['without_vector']:,}",
+            totals["rows"] / watch.seconds,
+            watch.seconds,
+        )
+    return Path(settings.output_dir or settings.input_dir)
 
 
 def predict_identity(settings: Settings, shards: ShardSet, centroids: Centroids) -> Identity:

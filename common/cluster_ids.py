@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,17 +75,18 @@ class Predictor:
 
 def predict_in_place(
     shards: ShardSet, predictor: Predictor, identity: Identity, settings: StageSettings, *, overwrite: bool
-) -> Path:
-    """Add the columns to the shards, one by one; returns their folder."""
+) -> dict[str, int] | None:
+    """Add the columns to the shards, one by one; returns the counts, None where there was nothing to do."""
     with LayerOutput(shards, identity, overwrite=overwrite) as layer:
         if layer.is_complete:
             log.info("nothing to do: %s already has %s", shards.folder, predictor.id_column)
-            return shards.folder
+            return None
         layer.begin()
         tasks = [layer.task(shard) for shard in shards.shards]
         write_missing_shards(partial(add_ids, predictor=predictor), tasks, layer, settings, label="predict")
-        layer.finish(_totals(shards, predictor))
-    return shards.folder
+        totals = _count(shards.shards, predictor)
+        layer.finish(totals)
+    return totals
 
 
 def add_ids(task: LayerTask, *, predictor: Predictor) -> int:
@@ -112,18 +113,19 @@ def predict_into_folder(
     settings: StageSettings,
     *,
     overwrite: bool,
-) -> Path:
-    """Write shards with the two columns alone; returns their folder."""
+) -> dict[str, int] | None:
+    """Write shards with the two columns alone; returns the counts, None where there was nothing to do."""
     with StageOutput(folder, identity, overwrite=overwrite, source=shards.folder) as output:
         if output.is_complete:
             log.info("nothing to do: %s is complete", output.folder)
-            return output.folder
+            return None
         tasks = [
             IdsTask(shard, output.task(shard_name(index), shard.n_rows)) for index, shard in enumerate(shards.shards)
         ]
         write_missing_shards(partial(write_ids, predictor=predictor), tasks, output, settings, label="predict")
-        output.finish([task.shard.name for task in tasks], settings, _totals(shards, predictor))
-    return output.folder
+        totals = _count([Shard(task.shard.path, task.shard.n_rows) for task in tasks], predictor)
+        output.finish([task.shard.name for task in tasks], settings, totals)
+    return totals
 
 
 def write_ids(task: IdsTask, *, predictor: Predictor) -> dict[str, Any]:
@@ -135,5 +137,11 @@ def write_ids(task: IdsTask, *, predictor: Predictor) -> dict[str, Any]:
     return task.shard.write(with_ids(empty).select(ids).schema, tables)
 
 
-def _totals(shards: ShardSet, predictor: Predictor) -> dict[str, Any]:
-    return {"rows": shards.n_rows, "clusters": len(predictor.centroids.ids)}
+def _count(shards: Sequence[Shard], predictor: Predictor) -> dict[str, int]:
+    """Rows, clusters, and rows that have no vector and so no cluster."""
+    n_rows = n_without_vector = 0
+    for shard in shards:
+        for table in shard.iter_tables([predictor.id_column]):
+            n_rows += table.num_rows
+            n_without_vector += table[predictor.id_column].null_count
+    return {"rows": n_rows, "clusters": len(predictor.centroids.ids), "without_vector": n_without_vector}

@@ -110,7 +110,8 @@ def lloyd_passes(
         sums = measure(centroids) if finished and measure else one_pass(centroids)
         history.append(sums.inertia)
         n_empty = int((sums.counts == 0).sum())
-        report(f"pass {len(history)}: inertia {sums.inertia:.6g}, empty clusters {n_empty}")
+        what = "measured" if finished else f"full pass {len(history)}"
+        report(f"{what}: inertia {sums.inertia / sums.counts.sum():.6g} a row, empty clusters {n_empty}")
         if finished:
             break
         placed = not n_empty or sums.inertia == 0  # with fewer different rows than clusters some stay empty
