@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from common.outputs import ShardTask, StageOutput
 from common.pca_file import load_pca, save_pca
 from common.shards import Shard, ShardSet, open_shards, shard_name
 from common.stage import write_missing_shards
+from common.threads import map_ahead
 from common.vectors import CovarianceSums, Pca, fit_pca, l2_normalize
 
 if TYPE_CHECKING:
@@ -184,15 +184,22 @@ def gather_covariance(shards: ShardSet, settings: Settings) -> CovarianceSums:
 
 def gather_shard(shard: Shard, *, shift: np.ndarray, settings: Settings, device: str) -> CovarianceSums:
     """Covariance sums of one shard."""
+
+    def gather(table: pa.Table) -> CovarianceSums:
+        sums = CovarianceSums.empty(shift)
+        sums.add(_usable_vectors(table, shard, settings, dimension=len(shift)), device=device)
+        return sums
+
     sums = CovarianceSums.empty(shift)
-    for vectors in _usable_vectors(shard, settings, dimension=len(shift)):
-        sums.add(vectors, device=device)
+    for part in map_ahead(gather, shard.iter_tables([settings.vector_column], n_rows=settings.batch_size)):
+        sums.merge(part)
     return sums
 
 
 def _first_mean(shards: ShardSet, settings: Settings) -> np.ndarray:
     for shard in shards.shards:
-        for vectors in _usable_vectors(shard, settings, dimension=None, n_rows=SHIFT_ROWS):
+        for table in shard.iter_tables([settings.vector_column], n_rows=SHIFT_ROWS):
+            vectors = _usable_vectors(table, shard, settings, dimension=None)
             if len(vectors):
                 return vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     raise UserError(
@@ -200,12 +207,9 @@ def _first_mean(shards: ShardSet, settings: Settings) -> np.ndarray:
     )
 
 
-def _usable_vectors(
-    shard: Shard, settings: Settings, *, dimension: int | None, n_rows: int | None = None
-) -> Iterator[np.ndarray]:
-    for table in shard.iter_tables([settings.vector_column], n_rows=n_rows or settings.batch_size):
-        vectors, usable, _ = prepare_vectors(table, shard, settings, dimension=dimension)
-        yield vectors if usable.all() else vectors[usable]
+def _usable_vectors(table: pa.Table, shard: Shard, settings: Settings, *, dimension: int | None) -> np.ndarray:
+    vectors, usable, _ = prepare_vectors(table, shard, settings, dimension=dimension)
+    return vectors if usable.all() else vectors[usable]
 
 
 def _fit_device(settings: Settings) -> str:
@@ -255,7 +259,7 @@ def transform_shard(task: TransformTask, *, pca: Pca, settings: Settings) -> dic
         return replace_columns(table.select(columns), {"pca": vector_array(reduced, valid=usable), "error": errors})
 
     schema = transform(task.source.schema.empty_table()).schema
-    return task.shard.write(schema, map(transform, task.source.iter_tables(n_rows=settings.batch_size)))
+    return task.shard.write(schema, map_ahead(transform, task.source.iter_tables(n_rows=settings.batch_size)))
 
 
 def count_rows(shards: list[Shard]) -> dict[str, Any]:

@@ -27,6 +27,16 @@ class VectorColumn:
     absent: np.ndarray  # [n] bool: null, or an empty list
 
 
+def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    if not isinstance(column, pa.ChunkedArray):
+        return column
+    if column.num_chunks == 1:
+        return column.chunk(0)  # which combining would copy
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+
+
 def is_vector(arrow_type: pa.DataType) -> bool:
     """Whether an Arrow type is a list of numbers."""
     import pyarrow as pa
@@ -51,11 +61,7 @@ def read_vectors(column: pa.ChunkedArray, *, where: str, dimension: int | None =
     Raises UserError (which begins with `where`) if the column is no list of numbers, if its vectors differ in length,
     or if their length is not `dimension`.
     """
-    import pyarrow as pa
-
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    if isinstance(array, pa.ChunkedArray):
-        array = array.chunk(0) if array.num_chunks else pa.array([], type=array.type)
+    array = _one_array(column)
     if not is_vector(array.type):
         raise UserError(f"{where} holds {array.type}, not vectors (a list of numbers in each row)")
     present = _rows_with_elements(array)  # [n]
@@ -67,7 +73,7 @@ def read_vectors(column: pa.ChunkedArray, *, where: str, dimension: int | None =
         )
     with np.errstate(invalid="ignore", over="ignore"):  # what comes out as NaN or Inf is found and counted below
         vectors = _to_matrix(elements, present, dimension or length)
-        finite = np.isfinite(vectors.sum(axis=1))  # a sum may overflow by itself: then every element is looked at
+        finite = np.isfinite(np.vecdot(vectors, vectors))  # may overflow by itself: then every element is looked at
     if elements.null_count or not finite.all():
         finite = np.isfinite(vectors).all(axis=1)
         vectors = np.where(finite[:, None], vectors, np.float32(0))
@@ -80,7 +86,7 @@ def _rows_with_elements(array: pa.Array) -> np.ndarray:
     import pyarrow.compute as pc
 
     if pa.types.is_fixed_size_list(array.type):
-        return ~np.asarray(array.is_null())
+        return np.asarray(array.is_valid())
     return np.asarray(pc.greater(pc.fill_null(pc.list_value_length(array), 0), 0))
 
 
@@ -173,9 +179,10 @@ def merge_errors(column: pa.ChunkedArray | None, reasons: dict[int, str], n_rows
     """The `error` column with more reasons in it, by row; a row's first reason stays."""
     import pyarrow as pa
 
-    errors: list[str | None] = [None] * n_rows
-    if column is not None:
-        errors = [None if error is None else str(error) for error in column.to_pylist()]
+    before = pa.nulls(n_rows, pa.string()) if column is None else _one_array(column.cast(pa.string()))
+    if not reasons:
+        return before
+    errors = before.to_pylist()
     for row, reason in reasons.items():
         errors[row] = errors[row] or reason
     return pa.array(errors, pa.string())

@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 
 from common.backend import cpu_has_amx
-from common.tiles import share_tiles
+from common.threads import share_tiles
 
 Precision = Literal["float32", "bf16"]
 

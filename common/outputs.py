@@ -56,6 +56,7 @@ def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], stamp
         options: dict[str, Any] = {
             "compression": dict(_column_codecs(schema)),
             "use_dictionary": [field.name for field in schema if _is_compressible(field.type)],
+            "write_statistics": [field.name for field in schema if not is_vector(field.type)],
             "write_page_checksum": True,
         }
         # On an exception this `with` closes a file that looks whole; it is safe because `atomic_file` throws it away.

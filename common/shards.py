@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from common.commit import fingerprint_files, is_temporary
 from common.config import UserError, canonical_json
-from common.read_ahead import read_ahead
+from common.threads import read_ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa

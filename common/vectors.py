@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.config import UserError
-from common.tiles import one_blas_thread, share_tiles
+from common.threads import one_blas_thread, share_tiles
 
 # Rows that go through one float32 product; longer products would round in the last digits.
 _PRODUCT_ROWS = 2048
@@ -19,6 +19,8 @@ _PRODUCT_ROWS = 2048
 _SCALE_ROWS = 1024
 
 _SMALLEST_NORM = 1.0 / float(np.finfo(np.float32).max)
+# Between these, the sum of a row's squares in float32 has lost nothing to underflow or overflow.
+_SAFE_SQUARES = 1e-24, 1e36
 
 
 def l2_normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,7 +34,7 @@ def l2_normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     def work(starts: range) -> None:
         for start in starts:
             rows = vectors[start : start + _SCALE_ROWS]
-            norms = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
+            norms = _row_norms(rows)
             has_length = norms > _SMALLEST_NORM
             scale = np.divide(1.0, norms, out=np.zeros_like(norms), where=has_length).astype(np.float32)
             np.multiply(rows.astype(np.float32, copy=False), scale[:, None], out=unit[start : start + len(rows)])
@@ -40,6 +42,17 @@ def l2_normalize(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     share_tiles(work, n_rows=len(vectors), tile_rows=_SCALE_ROWS)
     return unit, nonzero
+
+
+def _row_norms(rows: np.ndarray) -> np.ndarray:
+    """Lengths of rows [n, d] as [n] float64; sums are float32 as the rows are, but where that would lose digits."""
+    with np.errstate(under="ignore", over="ignore"):  # such rows are looked at again below
+        squares = np.vecdot(rows, rows).astype(np.float64)
+    smallest, largest = _SAFE_SQUARES
+    odd = np.flatnonzero(~((squares > smallest) & (squares < largest)))
+    if len(odd):
+        squares[odd] = np.einsum("ij,ij->i", rows[odd], rows[odd], dtype=np.float64)
+    return np.sqrt(squares)
 
 
 @dataclass
