@@ -27,7 +27,8 @@ from common.class_probs import add_probs, classes_of, fit_prototypes, has_own_pr
 from common.columns import describe_errors, replace_columns, vector_array
 from common.commit import Identity
 from common.config import StageSettings, UserError
-from common.outputs import ShardTask, StageOutput, split_rows
+from common.outputs import StageOutput
+from common.shard_writer import ShardTask, split_rows
 from common.shards import CHUNK_ROWS, Shard, shard_name
 from common.stage import write_missing_shards
 from common.tables import Table, find_files, fingerprint_input, open_table

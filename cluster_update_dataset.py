@@ -27,8 +27,9 @@ from common.config import StageSettings, UserError
 from common.dataset_table import columns_to_read, count_dataset, dataset_table
 from common.holdout import estimate_accuracy
 from common.labeler import Labeler, RowColumns, make_labeler
-from common.outputs import FileOutput, ShardTask, StageOutput
+from common.outputs import FileOutput, StageOutput
 from common.pseudo_labels import Decisions, MostConfident, Rules, class_limits
+from common.shard_writer import ShardTask
 from common.shards import Shard, ShardSet, read_stamp, shard_name
 from common.stage import write_missing_shards
 

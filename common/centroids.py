@@ -12,7 +12,7 @@ import numpy as np
 from common.columns import read_vectors, replace_columns, vector_array
 from common.commit import fingerprint_files, write_bytes
 from common.config import UserError
-from common.outputs import write_shard
+from common.shard_writer import write_shard
 from common.shards import Shard, ShardSet, Stamp, read_stamp
 
 if TYPE_CHECKING:

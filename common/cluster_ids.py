@@ -15,7 +15,8 @@ from common.columns import read_vectors, replace_columns
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.layers import LayerOutput, LayerTask
-from common.outputs import ShardTask, StageOutput
+from common.outputs import StageOutput
+from common.shard_writer import ShardTask
 from common.shards import Shard, ShardSet, shard_name
 from common.stage import write_missing_shards
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from common.commit import HeldOutput, Identity, describe_changes, remove_stale_temporaries, write_json
 from common.config import UserError
-from common.outputs import library_versions, shard_entry, write_shard
+from common.outputs import library_versions
+from common.shard_writer import shard_entry, write_shard
 from common.shards import SUCCESS, Shard, ShardSet, Stamp, read_stamp
 
 if TYPE_CHECKING:
