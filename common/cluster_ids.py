@@ -16,9 +16,8 @@ from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.layers import LayerOutput, LayerTask
 from common.outputs import StageOutput
-from common.shard_writer import ShardTask
-from common.shards import Shard, ShardSet, shard_name
-from common.stage import write_missing_shards
+from common.shards import Shard, ShardSet
+from common.stage import ShardToShard, one_to_one, write_missing_shards
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -98,14 +97,6 @@ def add_ids(task: LayerTask, *, predictor: Predictor) -> int:
 # --- Into a folder of their own --------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class IdsTask:
-    """One input shard and the shard of ids that it becomes."""
-
-    source: Shard
-    shard: ShardTask
-
-
 def predict_into_folder(
     folder: str,
     shards: ShardSet,
@@ -120,16 +111,14 @@ def predict_into_folder(
         if output.is_complete:
             log.info("nothing to do: %s is complete", output.folder)
             return None
-        tasks = [
-            IdsTask(shard, output.task(shard_name(index), shard.n_rows)) for index, shard in enumerate(shards.shards)
-        ]
+        tasks = one_to_one(shards, output)
         write_missing_shards(partial(write_ids, predictor=predictor), tasks, output, settings, label="predict")
         totals = _count([Shard(task.shard.path, task.shard.n_rows) for task in tasks], predictor)
         output.finish([task.shard.name for task in tasks], settings, totals)
     return totals
 
 
-def write_ids(task: IdsTask, *, predictor: Predictor) -> dict[str, Any]:
+def write_ids(task: ShardToShard, *, predictor: Predictor) -> dict[str, Any]:
     """Write the ids of one shard, and nothing else, to a shard of its own."""
     vectors, ids = [predictor.vector_column], [predictor.id_column, predictor.distance_column]
     with_ids = partial(predictor.add_ids, where=str(task.source.path))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from common.config import StageSettings
 from common.engine import map_items
+from common.outputs import StageOutput
 from common.progress import Progress
-from common.shards import Shard
+from common.shard_writer import ShardTask
+from common.shards import Shard, ShardSet, shard_name
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +46,21 @@ class KnowsDone(Protocol):
 
 
 Task = TypeVar("Task", bound=WritesShard)
+
+
+@dataclass(frozen=True)
+class ShardToShard:
+    """One input shard and the output shard that it becomes."""
+
+    source: Shard
+    shard: ShardTask
+
+
+def one_to_one(shards: ShardSet, output: StageOutput) -> list[ShardToShard]:
+    """A task for every input shard: the output has as many, of as many rows."""
+    return [
+        ShardToShard(shard, output.task(shard_name(index), shard.n_rows)) for index, shard in enumerate(shards.shards)
+    ]
 
 
 def write_missing_shards(
