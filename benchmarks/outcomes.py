@@ -1,4 +1,8 @@
-"""What the benchmark of the text pipeline found: on the screen, and in benchmarks/results/."""
+"""What a benchmark found: on the screen, and in benchmarks/results/, as numbers (.json) and as a page (.md).
+
+page = Page("text_pipeline", "The text pipeline against its peers")
+page.save("stage2", Outcome("stage 2: …", costs, [Finding.speed("whole stage", theirs, mine, at_least=10.0)]))
+"""
 
 from __future__ import annotations
 
@@ -62,7 +66,7 @@ def _verdict(is_reached: bool, shortfall: str) -> str:
 
 @dataclass(frozen=True)
 class Outcome:
-    """All of one stage."""
+    """All of one comparison."""
 
     title: str
     costs: dict[str, Cost]
@@ -70,7 +74,7 @@ class Outcome:
 
 
 def outcome_lines(title: str, costs: dict[str, Cost], findings: list[Finding]) -> list[str]:
-    """The two tables of a stage, as Markdown."""
+    """The two tables of a comparison, as Markdown."""
     lines = [f"## {title}", "", "| side | seconds | processor seconds | peak MiB | of it libraries | runs |"]
     lines += ["| --- | ---: | ---: | ---: | ---: | ---: |"]
     for name, cost in costs.items():
@@ -82,43 +86,49 @@ def outcome_lines(title: str, costs: dict[str, Cost], findings: list[Finding]) -
 
 
 def print_outcome(outcome: Outcome) -> None:
-    """Print the tables of a stage."""
+    """Print the tables of a comparison."""
     print("\n".join(outcome_lines(outcome.title, outcome.costs, outcome.findings)), flush=True)
 
 
-def save_outcome(stage: str, outcome: Outcome) -> None:
-    """Keep the numbers of a stage in text_pipeline.json, with the machine's description, and write the page again."""
-    path = RESULTS / "text_pipeline.json"
-    stages: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    costs = {name: {**asdict(cost), "result": {}} for name, cost in outcome.costs.items()}
-    stages[stage] = {
-        "title": outcome.title,
-        "costs": costs,
-        "findings": [asdict(finding) for finding in outcome.findings],
-        "machine": describe_machine(),
-        "load": load_average(),
-        "threads": n_threads(),
-        "date": date.today().isoformat(),
-    }
-    path.write_text(json.dumps(dict(sorted(stages.items())), indent=1) + "\n", encoding="utf-8")
-    page = "\n".join(_page_lines(dict(sorted(stages.items()))))
-    path.with_suffix(".md").write_text(page, encoding="utf-8")
+@dataclass(frozen=True)
+class Page:
+    """The results of one benchmark, comparison by comparison: NAME.json and NAME.md."""
 
+    name: str
+    title: str
+    notes: tuple[str, ...] = ()  # lines of Markdown at the end: what a reader has to know beside the numbers
 
-def _page_lines(stages: dict[str, Any]) -> list[str]:
-    lines = ["# The text pipeline against its peers", "", "Written by `python benchmarks/text_pipeline.py`.", ""]
-    machine: list[str] = []
-    for saved in stages.values():
-        if machine_lines(saved["machine"]) != machine:
-            machine = machine_lines(saved["machine"])
-            lines += [f"- {line}" for line in machine] + [""]
-        costs = {name: Cost(**cost) for name, cost in saved["costs"].items()}
-        lines += outcome_lines(saved["title"], costs, [Finding(**finding) for finding in saved["findings"]])
-        cores = saved["machine"]["cores"]
-        busy = "; others used it too, so the ratio of processor seconds is the steadier one"
-        note = busy if saved["load"] > 1.5 * cores else ""
-        lines += [
-            f"{saved['date']}, threads: {saved['threads']}, load average {saved['load']} on {cores} cores{note}.",
-            "",
-        ]
-    return lines
+    def save(self, part: str, outcome: Outcome) -> None:
+        """Keep the numbers of one comparison, with the machine's description, and write the page again."""
+        path = RESULTS / f"{self.name}.json"
+        parts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        parts[part] = {
+            "title": outcome.title,
+            "costs": {name: {**asdict(cost), "result": {}} for name, cost in outcome.costs.items()},
+            "findings": [asdict(finding) for finding in outcome.findings],
+            "machine": describe_machine(),
+            "load": load_average(),
+            "threads": n_threads(),
+            "date": date.today().isoformat(),
+        }
+        parts = dict(sorted(parts.items()))
+        path.write_text(json.dumps(parts, indent=1) + "\n", encoding="utf-8")
+        path.with_suffix(".md").write_text("\n".join(self._lines(parts)), encoding="utf-8")
+
+    def _lines(self, parts: dict[str, Any]) -> list[str]:
+        lines = [f"# {self.title}", "", f"Written by `python benchmarks/{self.name}.py`.", ""]
+        machine: list[str] = []
+        for saved in parts.values():
+            if machine_lines(saved["machine"]) != machine:
+                machine = machine_lines(saved["machine"])
+                lines += [f"- {line}" for line in machine] + [""]
+            costs = {name: Cost(**cost) for name, cost in saved["costs"].items()}
+            lines += outcome_lines(saved["title"], costs, [Finding(**finding) for finding in saved["findings"]])
+            cores = saved["machine"]["cores"]
+            busy = "; others used it too, so the ratio of processor seconds is the steadier one"
+            note = busy if saved["load"] > 1.5 * cores else ""
+            lines += [
+                f"{saved['date']}, threads: {saved['threads']}, load average {saved['load']} on {cores} cores{note}.",
+                "",
+            ]
+        return [*lines, *self.notes, ""] if self.notes else lines
