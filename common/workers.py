@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import multiprocessing
 import os
 import re
@@ -82,6 +83,7 @@ def _dask_client(engine: EngineSettings) -> Iterator[Any]:
     except ImportError:
         raise UserError("engine.kind=dask needs Dask; run: pip install 'dask[distributed]'") from None
 
+    logging.getLogger("distributed").setLevel(logging.WARNING)  # it asks for more as it is imported
     if not engine.address:
         cluster = _own_cluster(engine.n_jobs)
         try:
