@@ -1,6 +1,7 @@
 """What Clio's vectors cost on 100,000 facets, and how good its base clusters are on Banking77, beside k-means.
 
     python benchmarks/clio.py --only size --rows 25000 100000 --folder runs/bench-clio
+    python benchmarks/clio.py --only settings                 # UMAP's settings, on parts of the train split
     python benchmarks/clio.py --only banking77                # ACC and NMI against scikit-learn's k-means
     python benchmarks/clio.py --only banking77 --self-training
 
@@ -8,8 +9,9 @@ Sizes are measured on made-up facets, all of them different: they are embedded b
 default settings, members and outsiders are gathered for names, and all are placed on the map, by the steps of a run and
 in one process, whose time and memory are told after each step. A run that was ended goes on in the same --folder; what
 was taken from there is told as such, and is not measured. Banking77's test part is read as dialogues of one turn whose
-only facet is the request itself: no model is asked anything. Needs banking77_test.parquet in CLUSTERING_DATA_DIR
-(default ../shared/data).
+only facet is the request itself: no model is asked anything. The defaults of UMAP are held against others on samples of
+the train split, so that the test part has no say in them. Needs banking77_test.parquet and banking77_train.parquet in
+CLUSTERING_DATA_DIR (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ from llm_parts.clio.vector_settings import VectorSettings
 ROOT = Path(__file__).resolve().parents[1]
 DATA_DIR = Path(os.environ.get("CLUSTERING_DATA_DIR", ROOT.parent / "shared" / "data"))
 LIMIT_MIB = 4096
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = tuple(range(10))
+TRAIN_PARTS, TRAIN_SEEDS = 2, (0, 1, 2)
+UMAP_SETTINGS = ((10, 5), (15, 5), (15, 10), (15, 15), (30, 5))  # n_neighbors, n_components
 KMEANS_REACH, UMAP_REACH = (0.62, 0.79), (0.69, 0.835)  # ACC and NMI
 Result = dict[str, Any]
 
@@ -145,6 +149,33 @@ def banking77(*, self_training: bool) -> Callable[[], Result]:
     return work
 
 
+def umap_settings() -> Callable[[], Result]:
+    """Clusters of disjoint samples of Banking77's train split, each as large as the test part, by settings of UMAP."""
+    from llm_parts.clio.base_clusters import cluster_vectors
+    from llm_parts.clio.embedding import embed_texts
+
+    texts, labels = read_banking77("train")
+    n_rows = len(read_banking77("test")[0])
+    rows = np.random.default_rng(0).permutation(len(texts))
+    parts = [rows[part * n_rows : (part + 1) * n_rows] for part in range(TRAIN_PARTS)]
+    vectors = [embed_texts([texts[row] for row in part], settings=VectorSettings()) for part in parts]
+    truths = [[labels[row] for row in part] for part in parts]
+
+    def work() -> Result:
+        result: Result = {}
+        for n_neighbors, n_components in UMAP_SETTINGS:
+            keys = {"space": "umap", "umap_n_neighbors": n_neighbors, "umap_n_components": n_components}
+            settings = VectorSettings(n_clusters=len(set(labels)), clustering={"stability_runs": 1, **keys})
+            result[f"{n_neighbors} neighbours, {n_components} dimensions"] = [
+                _both(cluster_vectors(part, settings=settings, seed=seed, true_labels=truth).scores)
+                for part, truth in zip(vectors, truths, strict=True)
+                for seed in TRAIN_SEEDS
+            ]
+        return result
+
+    return work
+
+
 def fine_tune(texts: list[str], labels: list[str], vectors: np.ndarray, k: int) -> list[dict[str, Any]]:
     """The table of a self-training with default settings, on rows that were held out."""
     from llm_parts.clio.base_clusters import cluster_vectors
@@ -173,11 +204,11 @@ def made_up_facets(n_rows: int) -> list[str]:
     return list(found)
 
 
-def read_banking77() -> tuple[list[str], list[str]]:
-    """Texts and labels of the test part."""
+def read_banking77(part: str = "test") -> tuple[list[str], list[str]]:
+    """Texts and labels of a part, test or train."""
     import pandas as pd
 
-    frame = pd.read_parquet(DATA_DIR / "banking77_test.parquet")
+    frame = pd.read_parquet(DATA_DIR / f"banking77_{part}.parquet")
     return frame["text"].tolist(), frame["label"].tolist()
 
 
@@ -215,6 +246,15 @@ def growth_lines(sizes: list[Result]) -> list[str]:
     return lines
 
 
+def settings_lines(result: Result) -> list[str]:
+    """Means over samples and seeds."""
+    lines = ["UMAP's settings on samples of Banking77's train split, mean ACC / NMI"]
+    for name, scores in result.items():
+        acc, nmi = np.mean(scores, axis=0)
+        lines.append(f"  {name:32} {acc:.4f} / {nmi:.4f}   (ACC from {min(a for a, _ in scores):.3f})")
+    return lines
+
+
 def banking_lines(result: Result) -> list[str]:
     """Means over the seeds, and by how much the reach was met."""
     lines = [f"Banking77 test, {result['rows']} rows, k = {result['labels']}, ACC / NMI by seed"]
@@ -235,7 +275,7 @@ def banking_lines(result: Result) -> list[str]:
 def main() -> None:
     """Run what was asked for, print it, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("size", "banking77"), default=None)
+    parser.add_argument("--only", choices=("size", "settings", "banking77"), default=None)
     parser.add_argument("--rows", type=int, nargs="+", default=[25_000, 100_000])
     parser.add_argument("--folder", type=Path, help="where steps are kept, so that a run may go on; default: nowhere")
     parser.add_argument("--self-training", action="store_true")
@@ -246,10 +286,13 @@ def main() -> None:
     machine = describe_machine()
     say("\n".join([*machine_lines(machine), f"threads {arguments.threads}, load {load_average()}", ""]))
     results: Result = {"machine": machine, "load": load_average()}
-    if arguments.only != "banking77":
+    if arguments.only in (None, "size"):
         with tempfile.TemporaryDirectory() as nowhere:
             results["sizes"] = measure_sizes(sorted(arguments.rows), arguments.folder or Path(nowhere))
-    if arguments.only != "size":
+    if arguments.only in (None, "settings"):
+        results["umap_settings"] = run_side(Side("benchmarks.clio:umap_settings")).result
+        say("\n".join(settings_lines(results["umap_settings"])))
+    if arguments.only in (None, "banking77"):
         cost = run_side(Side("benchmarks.clio:banking77", {"self_training": arguments.self_training}))
         results["banking77"] = cost.result
         say("\n".join(banking_lines(cost.result)))
