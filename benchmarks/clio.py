@@ -59,10 +59,6 @@ REASONS = (
     *("to save money", "out of curiosity", "for a class next week", "because the boss asked for it"),
     *("after reading about it in a magazine", "without any experience in it", "for the second time this month"),
 )
-LIMITS = (
-    *("in simple words", "with examples", "as a list of steps", "in two paragraphs", "that a child would understand"),
-    *("with sources", "in a friendly tone", "as a table", "without technical terms", "that can be used at once"),
-)
 
 
 # --- Sides, each in a process of its own -----------------------------------------------------------------------------
@@ -198,9 +194,8 @@ def made_up_facets(n_rows: int) -> list[str]:
     while len(found) < n_rows:
         for topic in rng.choice(len(sizes), n_rows - len(found), p=sizes).tolist():
             action, thing = ACTIONS[topic % len(ACTIONS)], THINGS[topic // len(ACTIONS)]
-            kind, reason, limit = (dice.choice(words) for words in (KINDS, REASONS, LIMITS))
-            number = f" ({dice.randrange(2, 60)} of them)" if dice.random() < 0.3 else ""
-            found[f"The user wants to {action} {kind} {thing}{number} {reason}, {limit}."] = None
+            kind, reason = dice.choice(KINDS), dice.choice(REASONS)
+            found[f"The user wants to {action} {kind} {thing} of {dice.randrange(1900, 2030)} {reason}."] = None
     return list(found)
 
 
