@@ -5,11 +5,10 @@ Imported only where it is called: the import of numba takes a second, and the fi
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-
 import numba
 import numpy as np
+
+from common.threads import share_tiles
 
 # Float32 sums are handed over to float64 after this many distances.
 _PARTIAL = 1024
@@ -26,11 +25,12 @@ def sum_distances(rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     columns = np.ascontiguousarray(rows.T, dtype=np.float32)  # [d, n]: neighbouring rows side by side
     totals = np.zeros((len(rows), len(bounds) - 1))
     bounds = np.ascontiguousarray(bounds, dtype=np.int64)
-    n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with ThreadPoolExecutor(n_threads) as executor:
-        starts = range(0, len(rows), _BLOCK_ROWS)
-        stops = [min(start + _BLOCK_ROWS, len(rows)) for start in starts]
-        list(executor.map(lambda start, stop: _sum_block(columns, bounds, start, stop, totals), starts, stops))
+
+    def work(starts: range) -> None:
+        for start in starts:
+            _sum_block(columns, bounds, start, min(start + _BLOCK_ROWS, len(rows)), totals)
+
+    share_tiles(work, n_rows=len(rows), tile_rows=_BLOCK_ROWS)
     return totals
 
 
@@ -47,9 +47,8 @@ def _sum_block(columns: np.ndarray, bounds: np.ndarray, start: int, stop: int, t
                 squares[:width] = 0
                 for dimension in range(n_dimensions):
                     here = columns[dimension, row]
-                    there = columns[
-                        dimension, first : first + width
-                    ]  # a view, so that indices are plainly not negative
+                    # A view, so that indices are plainly not negative.
+                    there = columns[dimension, first : first + width]
                     for i in range(width):
                         offset = there[i] - here
                         squares[i] += offset * offset

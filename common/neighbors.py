@@ -8,26 +8,28 @@ One graph at the largest k serves everything that asks for neighbours: UMAP, the
 
 from __future__ import annotations
 
-import os
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+import threading
+from contextlib import nullcontext
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from common.config import UserError
+from common.threads import share_tiles
 
 NeighborMetric = Literal["cosine", "euclidean"]
 
-# Scores of one block of rows against all others, float32: 64 MB.
+# Rows and columns of a tile of scores, float32: 4 MB. Not a power of two, whose rows would share lines of the cache.
+_TILE_ROWS = 1000
+# Scores of one block of rows against all others on a device, float32: 64 MB.
 _BLOCK_ELEMENTS = 1 << 24
 # Vectors gathered for the exact distances of candidates: 4 MB stay in the cache of a core.
 _RESCORE_ELEMENTS = 1 << 20
 # Candidates beyond k, which make up for the rounding of float32 products.
 _MARGIN = 4
-# Columns are first reduced to the maxima of groups of this many: k of k groups hold the k largest values.
-_GROUP = 20
+# Squares of longer rows are beyond float32.
+_HUGE = 1e18
 # What float32 leaves of a length of 1.
 _UNIT_TOLERANCE = 1e-6
 
@@ -60,105 +62,42 @@ def exact_neighbors(
         raise UserError(f"{k} nearest neighbours are asked for among {n} rows; use a number from 1 to {max(n - 1, 1)}")
     points = _prepare(vectors, metric)
     n_candidates = min(k + _MARGIN, n - 1)
-    chunk = chunk or max(16, min(1024, _BLOCK_ELEMENTS // n))
+    factors = _score_factors(points, metric)
     if device == "cpu":
-        candidates = _candidates_on_cpu(*_score_factors(points, metric), n_candidates, chunk)
+        candidates = _candidates_on_cpu(*factors, n_candidates, chunk or _TILE_ROWS)
     else:
-        candidates = _candidates_by_torch(*_score_factors(points, metric), n_candidates, chunk, device)
+        candidates = _candidates_by_torch(*factors, n_candidates, chunk or max(16, _BLOCK_ELEMENTS // n), device)
     candidates.sort(axis=1)  # equal distances go by index
     exact = _distances(points, candidates, metric)
     order = np.argsort(exact, axis=1, kind="stable")[:, :k]
     return Neighbors(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(exact, order, axis=1))
 
 
-class _Best:
-    """The best scores seen so far of every row, and whose they are."""
-
-    def __init__(self, n: int, count: int) -> None:
-        self.ids = np.zeros((n, count), np.int32)
-        self._scores = np.full((n, count), -np.inf, np.float32)
-        self._least = np.full(n, -np.inf, np.float32)
-
-    def merge(self, rows: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
-        """Offer each row [m] candidates [m, w]."""
-        all_ids = np.hstack([self.ids[rows], ids])
-        all_scores = np.hstack([self._scores[rows], scores])
-        kept = _top(all_scores, self.ids.shape[1])
-        self.ids[rows] = np.take_along_axis(all_ids, kept, axis=1)
-        self._scores[rows] = np.take_along_axis(all_scores, kept, axis=1)
-        self._least[rows] = self._scores[rows].min(axis=1)
-
-    def merge_columns(self, scores: np.ndarray, first_id: int, first_row: int) -> None:
-        """Offer the rows from `first_row` on, one for each column of `scores`, the ids from `first_id` on.
-
-        Few scores beat what a row has once it has seen some blocks, so that only those are looked at.
-        """
-        width = scores.shape[1]
-        is_hit = scores > self._least[first_row:]
-        n_hits = np.count_nonzero(is_hit)  # counted before they are listed: of the first block all are
-        if n_hits > 4 * self.ids.shape[1] * width:  # the first block, or nearer rows come late
-            columns, values = _top_grouped(np.ascontiguousarray(scores.T), self.ids.shape[1])
-            self.merge(np.arange(first_row, first_row + width), columns + first_id, values)
-        elif n_hits:
-            lines, columns = np.divmod(np.flatnonzero(is_hit), width)
-            self._merge_hits(columns + first_row, lines + first_id, scores[lines, columns])
-
-    def _merge_hits(self, rows: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> None:
-        order = np.argsort(rows, kind="stable")
-        unique_rows, starts, counts = np.unique(rows[order], return_index=True, return_counts=True)
-        line = np.repeat(np.arange(len(unique_rows)), counts)
-        place = np.arange(len(rows)) - np.repeat(starts, counts)
-        table_ids = np.zeros((len(unique_rows), int(counts.max())), np.int32)
-        table_scores = np.full(table_ids.shape, -np.inf, np.float32)
-        table_ids[line, place], table_scores[line, place] = ids[order], scores[order]
-        self.merge(unique_rows, table_ids, table_scores)
-
-
 def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int) -> np.ndarray:
-    """Indices [n, count] of the highest scores of each row, itself excluded; each pair is multiplied once."""
-    n = len(left)
-    best = _Best(n, count)
-    for start, scores, (columns, values) in _score_blocks(left, right, count, chunk):
-        rows = np.arange(start, start + len(scores))
-        best.merge(rows, columns + start, values)
-        if len(rows) < n - start:
-            best.merge_columns(scores[:, len(rows) :], start, start + len(rows))
-    return best.ids
+    """Indices [n, count] of the highest scores of each row, itself excluded; each pair is multiplied once.
 
-
-def _score_blocks(
-    left: np.ndarray, right: np.ndarray, count: int, chunk: int
-) -> Iterator[tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray]]]:
-    """First row, scores [c, n - first] against itself and all later rows, and their best, block by block.
-
-    Blocks are computed by threads ahead of the merging, one core each: the product alone would use all cores, but the
-    selection between two products only one. They come in order, so that the result does not depend on the timing.
+    Scores are symmetric, so that a tile of them serves its rows and its columns; and a tile stays in the cache between
+    the product and the selection.
     """
+    from common.best_scores import empty_best, offer_tile
 
-    def score(start: int) -> tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray]]:
-        scores = left[start : start + chunk] @ right[start:].T
-        np.fill_diagonal(scores, -np.inf)  # a row is not its own neighbour
-        return start, scores, _top_grouped(scores, count)
+    n = len(left)
+    ids, scores = empty_best(n, count)
+    starts = range(0, n, chunk)
+    tiles = list(itertools.combinations_with_replacement(starts, 2))
+    locks = {start: threading.Lock() for start in starts}
 
-    starts = range(0, len(left), chunk)
-    n_threads = min(len(starts), _n_cores())
-    if n_threads == 1:
-        yield from map(score, starts)
-        return
-    from threadpoolctl import threadpool_limits
+    def work(places: range) -> None:
+        room = np.empty(min(chunk, n) ** 2, np.float32)
+        for row, column in (tiles[place] for place in places):
+            rows, columns = left[row : row + chunk], right[column : column + chunk]
+            tile = room[: len(rows) * len(columns)].reshape(len(rows), len(columns))
+            np.matmul(rows, columns.T, out=tile)
+            with locks[row], locks[column] if column != row else nullcontext():  # the lower first: no deadlock
+                offer_tile(tile, row, column, ids, scores)
 
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_threads) as executor:
-        pending: deque[Future[tuple[int, np.ndarray, tuple[np.ndarray, np.ndarray]]]] = deque()
-        for start in starts:
-            pending.append(executor.submit(score, start))
-            if len(pending) > n_threads:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share_tiles(work, n_rows=len(tiles), tile_rows=1)
+    return ids
 
 
 def _candidates_by_torch(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
@@ -181,8 +120,9 @@ def _prepare(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
         raise UserError(f'metric "{metric}" is unknown here; use cosine or euclidean')
     points = np.ascontiguousarray(vectors, dtype=np.float32)
     norms = np.sqrt(np.einsum("nd,nd->n", points, points, dtype=np.float64))
-    if not np.isfinite(norms).all():
-        bad = int(np.flatnonzero(~np.isfinite(norms))[0])
+    is_usable = norms < (_HUGE if metric == "euclidean" else np.inf)  # NaN is not
+    if not is_usable.all():
+        bad = int(np.flatnonzero(~is_usable)[0])
         raise UserError(f"row {bad} of the vectors has NaN, infinite or huge values; drop such rows first")
     if metric == "euclidean":
         return points - points.mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -198,29 +138,6 @@ def _score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarr
     half_squares = np.einsum("nd,nd->n", points, points)[:, None] / 2
     ones = np.ones_like(half_squares)
     return np.hstack([points, ones, half_squares]), np.hstack([points, -half_squares, -ones])
-
-
-def _top_grouped(scores: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and values [c, count] of the largest scores of each row [c, n], in no order; all if there are fewer."""
-    n_groups = scores.shape[1] // _GROUP
-    if n_groups <= 4 * count:
-        columns = _top(scores, count)
-        return columns, np.take_along_axis(scores, columns, axis=1)
-    grouped = n_groups * _GROUP  # column j is in group j modulo the number of groups; a few are left over
-    groups = _top(scores[:, :grouped].reshape(len(scores), _GROUP, n_groups).max(axis=1), count)
-    columns = (groups[:, :, None] + np.arange(_GROUP) * n_groups).reshape(len(scores), -1)
-    rest = np.broadcast_to(np.arange(grouped, scores.shape[1]), (len(scores), scores.shape[1] - grouped))
-    columns = np.hstack([columns, rest])
-    values = np.take_along_axis(scores, columns, axis=1)
-    best = _top(values, count)
-    return np.take_along_axis(columns, best, axis=1), np.take_along_axis(values, best, axis=1)
-
-
-def _top(scores: np.ndarray, count: int) -> np.ndarray:
-    if count >= scores.shape[1]:
-        return np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-    split = scores.shape[1] - count
-    return np.argpartition(scores, split, axis=1)[:, split:]
 
 
 def _distances(points: np.ndarray, candidates: np.ndarray, metric: NeighborMetric) -> np.ndarray:

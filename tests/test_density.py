@@ -13,6 +13,7 @@ import pytest
 from sklearn.neighbors import NearestNeighbors
 
 from common.backend import Backend
+from common.best_scores import empty_best, offer_tile
 from common.config import UserError
 from common.density import cluster_dbscan, cluster_hdbscan, cut_tree, embed_umap, single_linkage_tree
 from common.neighbors import Neighbors, _candidates_by_torch, _candidates_on_cpu, exact_neighbors
@@ -85,6 +86,21 @@ def test_zero_rows_are_at_cosine_distance_one():
     assert result.indices[2].tolist() == [3, 0, 1]
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_best_scores_do_not_depend_on_the_order_of_tiles(reverse):
+    rng = np.random.default_rng(4)
+    scores = rng.integers(0, 6, (90, 90)).astype(np.float32)  # many are equal
+    scores = scores + scores.T
+    ids, best = empty_best(90, 5)
+    tiles = [(row, column) for row in range(0, 90, 40) for column in range(row, 90, 40)]
+    for row, column in reversed(tiles) if reverse else tiles:
+        offer_tile(np.ascontiguousarray(scores[row : row + 40, column : column + 40]), row, column, ids, best)
+    np.fill_diagonal(scores, -1)
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :5]  # equal scores by id
+    assert np.array_equal(ids, expected)
+    assert np.array_equal(best, np.take_along_axis(scores, expected, axis=1))
+
+
 def test_neighbors_refuse_what_cannot_be(blobs):
     for k in (0, 700):
         with pytest.raises(UserError, match=f"{k} nearest neighbours are asked for among 700 rows"):
@@ -93,6 +109,8 @@ def test_neighbors_refuse_what_cannot_be(blobs):
     bad[5, 2] = np.nan
     with pytest.raises(UserError, match="row 5 of the vectors"):
         exact_neighbors(bad, 3)
+    with pytest.raises(UserError, match="row 0 of the vectors"):
+        exact_neighbors(blobs * 1e20, 3, metric="euclidean")
     with pytest.raises(UserError, match="use cosine or euclidean"):
         exact_neighbors(blobs, 3, metric="manhattan")
 

@@ -17,10 +17,10 @@ COMMON_LAYERS = [
     "config", "progress", "commit", "columns", "threads", "shards", "shard_writer", "outputs", "layers", "class_probs",
     "text_tables", "tables", "backend", "workers", "engine", "stage", "grouping", "agreement", "escaping",
     "kmeans_steps", "kmeans_init", "kmeans", "vector_stream", "shard_kmeans", "vectors", "pca_file", "centroids",
-    "cluster_ids", "clustered_shards", "quality", "separation", "distance_sums", "silhouette", "neighbors", "density",
-    "pseudo_labels", "labeler", "dataset_table", "holdout", "pooled_head", "model_files", "pooling", "checkpoint",
-    "encoder", "charts", "figures", "report_data", "report", "cluster_samples", "cluster_report", "purity_report",
-    "cli",
+    "cluster_ids", "clustered_shards", "quality", "separation", "distance_sums", "silhouette", "best_scores",
+    "neighbors", "density", "pseudo_labels", "labeler", "dataset_table", "holdout", "pooled_head", "model_files",
+    "pooling", "checkpoint", "encoder", "charts", "figures", "report_data", "report", "cluster_samples",
+    "cluster_report", "purity_report", "cli",
 ]  # fmt: skip
 
 # Of the parts of one script none imports from those of another.
