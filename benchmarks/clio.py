@@ -76,6 +76,7 @@ def facets_to_map(*, n_rows: int, folder: str) -> Callable[[], Result]:
     def work() -> Result:
         watch = StepWatch()
         with RunFolder(Path(folder) / str(n_rows), Identity("clio", {"rows": n_rows}, {})) as run:
+            run.begin()
             kept = {path.name.partition(".")[0] for path in run.steps.glob("*.safetensors")}
             steps = VectorSteps(VectorSettings(), folder=run, seed=0, progress=True)
             vectors = steps.embed({"request": facets}, weights={"request": 1.0})

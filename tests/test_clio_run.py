@@ -383,6 +383,17 @@ def test_what_a_later_step_would_refuse_is_refused_at_once(rows, tmp_path):
     assert job.provider.prompts == []
 
 
+def test_what_is_refused_leaves_the_folder_as_it_was(finished, rows, tmp_path):
+    before = finished.files()
+    with pytest.raises((ConfigError, UserError), match="clio.sweep"):
+        finished.run(overwrite=True, sweep={"grid": {"dbscan_eps": [0.1]}})
+    assert finished.files() == before and (finished.output / "_SUCCESS").exists()
+    job = Job(tmp_path, rows[:12], n_clusters=3)
+    with pytest.raises(UserError, match=r"dialogues.jsonl has no column 'intent' \(has: conversation_id"):
+        job.run(label_column="intent")
+    assert job.run()["conversations"] == 12  # not taken for another configuration
+
+
 def test_a_judge_without_a_key_ends_the_run_before_anything_is_asked(rows, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)

@@ -304,10 +304,12 @@ def test_a_run_is_kept_found_and_not_mixed_with_another(tmp_path):
     with RunFolder(folder, identity(a=1)) as run:
         with pytest.raises(LockHeld), RunFolder(folder, identity(a=1)):
             pass
+        run.begin()
         first = run.arrays("vectors", compute, made_from=["text", np.zeros(2)])
         (folder / "result.txt").write_text("ok")
     with RunFolder(folder, identity(a=1)) as run:
         assert run.result is None
+        run.begin()
         again = run.arrays("vectors", compute, made_from=["text", np.zeros(2)])
         assert np.array_equal(first["x"], again["x"]) and len(computed) == 1
         run.arrays("vectors", compute, made_from=["other", np.zeros(2)])
@@ -329,7 +331,9 @@ def test_a_run_is_kept_found_and_not_mixed_with_another(tmp_path):
     (folder / "embedder").mkdir()
     (folder / "embedder" / "model.json").write_text("{}")
     with RunFolder(folder, identity(a=2), overwrite=True, results=["result.txt", "embedder", "sweep.png"]) as run:
-        assert run.result is None and not list(run.steps.glob("*.safetensors"))
+        assert run.result is None and (folder / "result.txt").exists()  # until the new run begins
+        run.begin()
+        assert not list(run.steps.glob("*.safetensors"))
     assert sorted(path.name for path in folder.iterdir() if not path.name.startswith(".")) == ["notes.txt", "steps"]
     (run.steps / "begun.json").write_text("{")
     with pytest.raises(UserError, match=r"begun.json is damaged"), RunFolder(folder, identity(a=2)):

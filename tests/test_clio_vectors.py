@@ -503,6 +503,7 @@ def test_clean_name():
 
 def run_steps(folder, texts, labels, settings):
     with RunFolder(folder, Identity("clio", {"key": 1}, {})) as run:
+        run.begin()
         steps = VectorSteps(settings, folder=run, seed=0, true_labels=labels)
         vectors = steps.embed({"request": texts}, weights={"request": 1.0})
         found, centroids = steps.cluster(vectors)
@@ -551,6 +552,7 @@ def test_an_embedding_that_was_killed_goes_on_with_its_next_part(tmp_path, monke
     monkeypatch.setattr(embedding, "PART_TEXTS", 8)
     monkeypatch.setattr(embedding, "_by_words", dies_in_the_third_part)
     with RunFolder(tmp_path / "run", Identity("clio", {}, {})) as run:
+        run.begin()
         steps = VectorSteps(settings, folder=run, seed=0)
         with pytest.raises(KeyboardInterrupt):
             steps.embed({"request": texts}, weights={"request": 1.0})

@@ -100,8 +100,11 @@ def load_conversations(settings: ClioSettings) -> ConversationTable:
     with tempfile.TemporaryDirectory(prefix="clio-") as folder:
         opened = open_table(settings.input_path, copy_folder=Path(folder))
         source = _source_column(opened, settings)
-        if settings.label_column is not None:
-            opened.require_columns(settings.label_column, keys=["clio.label_column"])
+        if settings.label_column not in (None, *opened.schema.names):
+            raise UserError(
+                f"input {settings.input_path} has no column {settings.label_column!r} "
+                f"(has: {', '.join(opened.schema.names)}); set clio.label_column"
+            )
         optional = ("conversation_id", "user_id", "language")
         given = [name for name in optional if name in opened.schema.names]
         labels = [settings.label_column] if settings.label_column is not None else []

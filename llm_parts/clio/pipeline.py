@@ -77,6 +77,7 @@ def run_clio(
             log.info("estimated calls: %s", run.plan["calls"])
             try:
                 models.preflight()
+                folder.begin()
                 report, facets = run.study()
             except BudgetExhausted as exhausted:
                 run.write_calls()

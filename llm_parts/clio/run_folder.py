@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Sequence
@@ -70,9 +71,12 @@ class RunFolder(HeldOutput):
 
         with RunFolder(settings.output_dir, identity, overwrite=overwrite) as folder:
             if folder.result is None:
+                folder.begin()
                 vectors = folder.arrays("vectors", compute)["vectors"]
                 ...
                 folder.commit(result, files=[...])
+
+    Until `begin` nothing is changed: who finds input or model wanting leaves the folder as it was.
 
     `results` are the names that a run may give to files and folders of its result: where one is overwritten, all of
     them go, lest a file of the old configuration stand beside those of the new one.
@@ -95,6 +99,9 @@ class RunFolder(HeldOutput):
 
     def _claim(self) -> None:
         self._refuse_others()
+
+    def begin(self) -> None:
+        """Make the folder that of this configuration; an earlier result that is to be overwritten goes."""
         make_folder(self.steps)
         for folder in (self.folder, self.steps):
             remove_stale_temporaries(folder)
@@ -105,8 +112,9 @@ class RunFolder(HeldOutput):
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What the finished run said; None where there is none, or where a file of it is missing or damaged."""
-        success = self._read(self.folder / SUCCESS)
+        """What the finished run said; None where there is none, where a file of it is missing or damaged, and where
+        it is to be overwritten."""
+        success = None if self._overwrite else self._read(self.folder / SUCCESS)
         if success is None:
             return None
         for name, crc in success["files"].items():
@@ -181,7 +189,9 @@ class RunFolder(HeldOutput):
         if not self.folder.is_dir():
             return
         foreign = [path.name for path in sorted(self.folder.iterdir()) if not path.name.startswith(".")]
-        foreign = [name for name in foreign if name not in (STEPS, self.cache_path.name, *_companions(self.cache_path))]
+        # What a run writes before it begins, while it asks the models whether they are there.
+        own = (STEPS, self.prompts_path.name, self.calls_path.name, self.cache_path.name, *_companions(self.cache_path))
+        foreign = [name for name in foreign if name not in own]
         if foreign:
             raise UserError(
                 f"output folder {self.folder} holds {foreign[0]}, which no run of clio wrote; "
@@ -193,9 +203,11 @@ class RunFolder(HeldOutput):
         (self.folder / SUCCESS).unlink(missing_ok=True)
         sync_folder(self.folder)
         self.forget("*")
-        for name in (*self._results, self.prompts_path.name, self.calls_path.name):
+        for name in (*self._results, self.calls_path.name):
             path = self.folder / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        if self.prompts_path.exists():
+            os.truncate(self.prompts_path, 0)  # not removed: the log of this run is open, and appends
 
     def _read(self, path: Path) -> dict[str, Any] | None:
         if not path.is_file():
