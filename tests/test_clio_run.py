@@ -325,6 +325,7 @@ def test_odd_input_makes_a_whole_report(rows, tmp_path, change, keys, expected):
     assert {name: result[name] for name in expected} == expected
     assert all((job.output / name).is_file() for name in RESULT_FILES)
     assert len(job.clusters()) == len(given) == result["conversations"]
+    assert ("nothing to show" in job.report()) == (result["base_clusters"] == 0)
 
 
 def test_a_level_under_one_name_is_cut_otherwise_and_told(rows, tmp_path):

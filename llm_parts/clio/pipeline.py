@@ -28,7 +28,7 @@ from llm_parts.clio.judges import Judge
 from llm_parts.clio.masking import Masker
 from llm_parts.clio.models import Models, local_model
 from llm_parts.clio.plan import Plan
-from llm_parts.clio.privacy import Kept, add_audit, begin_audit, keep_large, withhold_parents
+from llm_parts.clio.privacy import Kept, add_audit, begin_audit, keep_large, why_nothing_is_shown, withhold_parents
 from llm_parts.clio.run_folder import RunFolder, identity_of
 from llm_parts.clio.run_tables import (
     by_language_rows,
@@ -196,11 +196,8 @@ class ClioRun:
             kept.n_small,
             kept.n_few_users,
         )
-        if len(centroids) and not len(kept.clusters):
-            self._warnings.append(
-                f"all {len(centroids)} base clusters are below clio.min_cluster_size or clio.min_unique_users: "
-                "there is nothing to show; lower clio.n_clusters, or give more dialogues"
-            )
+        if not len(kept.clusters):
+            self._warnings.append(why_nothing_is_shown(len(centroids), algorithm=self.settings.algorithm))
         return kept
 
     def name(

@@ -66,6 +66,17 @@ def keep_large(
     return Kept(kept, np.flatnonzero(~(small | few)), int(small.sum()), int(few.sum()), n_lost)
 
 
+def why_nothing_is_shown(n_clusters: int, *, algorithm: str) -> str:
+    """What to say of a run of which no cluster may be shown."""
+    if n_clusters:
+        return (
+            f"all {n_clusters} base clusters are below clio.min_cluster_size or clio.min_unique_users, so there is "
+            "nothing to show; lower clio.n_clusters, or give more dialogues"
+        )
+    reason = "no dialogue has a facet" if algorithm == "kmeans" else f"{algorithm} took all dialogues for noise"
+    return f"there is no base cluster, and nothing to show: {reason}"
+
+
 def count_users(labels: np.ndarray, users: Sequence[str | None], *, n_clusters: int) -> np.ndarray:
     """Different users of each cluster: [n_clusters] int64; conversations without a user count for none."""
     pairs = {(int(label), user) for label, user in zip(labels, users, strict=True) if label >= 0 and user}
