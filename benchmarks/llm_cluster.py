@@ -14,6 +14,8 @@ import json
 import os
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from llm_parts.client import LlmClient
 from llm_parts.clusterer import Clusterer
 from llm_parts.options import ClusterOptions
 from llm_parts.pipeline import numbered_batches
+from llm_parts.prompts import as_data
 from llm_parts.registry import ClusterRegistry
 from llm_parts.requests import read_requests
 from llm_parts.settings import LlmSettings
@@ -87,6 +90,7 @@ def cluster(
         "tokens_in_per_request": round(spent["tokens_in"] / n),
         "failures": spent["failures"],
         "steps": {name: step["calls"] for name, step in spent["steps"].items()},
+        "tokens_in_by_step": {name: step["tokens_in"] for name, step in spent["steps"].items()},
         "seconds": round(seconds, 1),
         # Of this process, the server that plays the model and the embedding of cluster names included.
         "cpu_ms_per_call": round(1000 * cpu_seconds / max(1, spent["calls"] + spent["cached"]), 2),
@@ -104,26 +108,50 @@ def quality(frame: pd.DataFrame, embedder: Kept) -> dict[str, Any]:
     return results
 
 
-def flatness(frame: pd.DataFrame, train: pd.DataFrame, embedder: Kept) -> dict[int, int]:
-    """Prompt tokens per request when 20, 100 and 500 clusters are known, 20 of them the true ones."""
-    names = sorted(frame["label"].unique())[:20]
-    rows = frame[frame["label"].isin(names)]
-    others = train[~train["label"].isin(names)]["text"].tolist()
-    tokens = {}
+def flatness(frame: pd.DataFrame, train: pd.DataFrame, embedder: Kept) -> dict[str, Any]:
+    """Prompt tokens a request, of all steps together and of each, while the registry grows from 20 to 500 clusters.
+
+    The requests stay the same, those of 20 intents, whose clusters are always known; what is added are clusters of
+    other intents. Four groups of 20 intents take their turns, and the figures are of all their requests together.
+    """
+    names = sorted(frame["label"].unique())
+    groups = [names[:20], names[20:40], names[40:60], names[-20:]]
+    rows = [frame[frame["label"].isin(group)] for group in groups]
+    n_requests = sum(map(len, rows))
+    found: dict[str, Any] = {}
     for n_clusters in (20, 100, 500):
-        registry = ClusterRegistry()
-        for name in names:
-            cluster_id = registry.add(name.replace("_", " "), criteria=f"label: {name}").cluster_id
-            samples = train.loc[train["label"] == name, "text"].head(5).tolist()
-            registry.add_requests(cluster_id, n=5, samples=samples, batch_id="earlier")
-        for number in range(n_clusters - 20):
-            place = number * len(others) // 480
-            # As long as the true names are on the average, so that tokens grow only where more clusters are shown.
-            cluster_id = registry.add(f"{others[place][:20]} {number}", criteria="label: some_other_topic").cluster_id
-            registry.add_requests(cluster_id, n=3, samples=others[place : place + 3], batch_id="earlier")
-        with LlmServer(TruthBrain(dict(zip(rows["text"], rows["label"], strict=True)))) as server:
-            tokens[n_clusters] = cluster(rows, server.settings("openai"), embedder, registry)["tokens_in_per_request"]
-    return tokens
+        steps: Counter[str] = Counter()
+        for group, asked in zip(groups, rows, strict=True):
+            registry = grown_registry(group, train, n_clusters=n_clusters)
+            with LlmServer(TruthBrain(dict(zip(asked["text"], asked["label"], strict=True)))) as server:
+                steps.update(cluster(asked, server.settings("openai"), embedder, registry)["tokens_in_by_step"])
+        by_step = {name: round(tokens / n_requests, 1) for name, tokens in steps.items()}
+        found[str(n_clusters)] = {"tokens_in_per_request": round(steps.total() / n_requests), "by_step": by_step}
+    return found
+
+
+def grown_registry(names: Sequence[str], train: pd.DataFrame, *, n_clusters: int) -> ClusterRegistry:
+    """A registry of the clusters of these intents and of others, up to `n_clusters`.
+
+    The other intents are fewer than the clusters made of them, so most have near twins, which no registry that merges
+    would hold: it is harder to find the right ones among them than among 500 intents.
+    """
+    registry = ClusterRegistry()
+    for name in names:
+        cluster_id = registry.add(name.replace("_", " "), criteria=f"label: {name}").cluster_id
+        samples = train.loc[train["label"] == name, "text"].head(5).tolist()
+        registry.add_requests(cluster_id, n=5, samples=samples, batch_id="earlier")
+    others = train[~train["label"].isin(names)]
+    wanted = round(sum(len(as_data(record.to_prompt())) for record in registry.live()) / len(names))
+    for number in range(n_clusters - len(names)):
+        part = others.iloc[number * len(others) // 480 :].head(3)
+        name, criteria = f"{part.iloc[0]['text'][:20]} {number}", f"label: {number} {part.iloc[0]['label']}"
+        # As long in a prompt as the true ones are on the average: tokens grow only where more clusters are shown.
+        excess = len(as_data(registry.copy().add(name, criteria=criteria).to_prompt())) - wanted
+        criteria = criteria[: len(criteria) - excess] if excess > 0 else criteria.ljust(len(criteria) - excess, ".")
+        cluster_id = registry.add(name, criteria=criteria).cluster_id
+        registry.add_requests(cluster_id, n=3, samples=part["text"].tolist(), batch_id="earlier")
+    return registry
 
 
 def main() -> None:
@@ -147,8 +175,11 @@ def main() -> None:
             f"{row['calls_per_request']} calls and {row['tokens_in_per_request']} tokens a request, "
             f"{row['cpu_ms_per_call']} ms of CPU a call, failures {row['failures']}"
         )
-    results["tokens_in_per_request_by_clusters"] = flatness(frame, train, embedder)
-    print(f"prompt tokens a request by known clusters: {results['tokens_in_per_request_by_clusters']}")
+    results["tokens_in_by_known_clusters"] = flatness(frame, train, embedder)
+    base = results["tokens_in_by_known_clusters"]["20"]["tokens_in_per_request"]
+    for n_clusters, row in results["tokens_in_by_known_clusters"].items():
+        tokens = row["tokens_in_per_request"]
+        print(f"{n_clusters} clusters: {tokens} prompt tokens a request ({tokens / base - 1:+.1%}), {row['by_step']}")
     if arguments.out:
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -19,12 +19,13 @@ from llm_parts.assignment_book import AssignmentBook
 from llm_parts.client import LlmClient
 from llm_parts.crew import FIRST, Crew, Running, Talk
 from llm_parts.judge import Judge, Verdict
-from llm_parts.judging import LEFT, MAX_CLUSTERS_IN_PROMPT, Cards, Case, JudgePanel
+from llm_parts.judging import LEFT, Cards, Case, JudgePanel
+from llm_parts.likely import likely_clusters, n_shown
 from llm_parts.merge import MergeDecision, Merger
 from llm_parts.options import ClusterOptions
 from llm_parts.prompts import PromptContext
-from llm_parts.proposer import Proposal, Proposals, Proposer
-from llm_parts.registry import ClusterRecord, ClusterRegistry, make_cluster_id
+from llm_parts.proposer import Proposals, Proposer, drafts_of
+from llm_parts.registry import ClusterRecord, ClusterRegistry
 from llm_parts.requests import Request
 from llm_parts.results import Assignment, Change
 from llm_parts.shortlist import ClusterIndex, TextVectors
@@ -38,9 +39,16 @@ JUDGED_AT_ONCE = 3  # batches whose requests are judged at the same time
 SETTLED_FROM = 10
 
 MAX_REVIEWS = 5  # rounds over the requests that are left; each must place some, or it is the last
-SAMPLES_OF_PROPOSAL = 3
 EMBEDDED_FIRST = 1000  # requests, before the first call: some seconds
-NEAREST_FOR_PROPOSER = 3  # known clusters that each request of a batch puts before the Proposer
+
+
+@dataclass(frozen=True)
+class _Merging:
+    """A proposal on its way into the registry."""
+
+    draft: ClusterRecord
+    requests: Sequence[Request]  # that the Proposer saw in it
+    decision: Running[MergeDecision]
 
 
 @dataclass
@@ -50,8 +58,10 @@ class _Batch:
     requests: list[Request]
     n_rows: int  # of the input; 0 for a review of requests that were left
     proposing: Running[Proposals] | None = None
+    likely: list[str] = field(default_factory=list)  # clusters that its Proposer was shown
     hit_limit: bool = False  # as many clusters were proposed as may be
-    merging: list[tuple[ClusterRecord, Running[MergeDecision]]] = field(default_factory=list)
+    merging: list[_Merging] = field(default_factory=list)
+    proposed: dict[int, list[str]] = field(default_factory=dict)  # position -> clusters near to what was proposed
     new: list[str] = field(default_factory=list)  # clusters that were made for it
     in_question: frozenset[str] = frozenset()  # clusters that its requests are judged against
     cards: Cards = field(default_factory=dict)
@@ -214,74 +224,64 @@ class Clusterer:
     def _start_proposing(self, batch: _Batch, crew: Crew) -> _Batch:
         """Ask for the clusters that a batch lacks."""
         if batch.requests:
-            batch.proposing = crew.start(self._propose(batch.requests), urgency=FIRST)
+            batch.likely = self._likely_clusters(batch.requests)
+            batch.proposing = crew.start(self._propose(batch), urgency=FIRST)
         return batch
 
-    def _propose(self, requests: Sequence[Request]) -> Talk[Proposals]:
-        limit = self._options.max_clusters_per_batch
-        cards = self._known_cards(requests)
-        (answer,) = yield [self._proposer.question(requests, cards, max_clusters=limit, context=self._context)]
-        return self._proposer.read(answer, requests, max_clusters=limit)
+    def _likely_clusters(self, requests: Sequence[Request]) -> list[str]:
+        likely = likely_clusters(ClusterIndex(self.registry.live(), self.vectors), self._vectors_of(requests))
+        return likely if self._options.shortlist == "all" else likely[: n_shown(len(requests))]
 
-    def _known_cards(self, requests: Sequence[Request]) -> list[dict[str, str]]:
-        """The known clusters that a proposer should see: the few nearest to each request, the most often near first."""
-        index = ClusterIndex(self.registry.live(), self.vectors)
-        if not len(index):
-            return []
-        similarity = index.similarities(self._vectors_of(requests))
-        nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :NEAREST_FOR_PROPOSER]
-        votes = np.bincount(nearest.ravel(), minlength=len(index))
-        order = np.lexsort((-similarity.max(axis=0), -votes))
-        if self._options.shortlist != "all":
-            # One that is not shown is proposed once more, and two comparisons cost more than many cards.
-            order = order[: min(int((votes > 0).sum()), MAX_CLUSTERS_IN_PROMPT)]
-        return [self.registry.get(index.cluster_ids[column]).to_prompt() for column in order]
+    def _propose(self, batch: _Batch) -> Talk[Proposals]:
+        limit = self._options.max_clusters_per_batch
+        cards = [self.registry.get(cluster_id).to_prompt() for cluster_id in batch.likely]
+        (answer,) = yield [self._proposer.question(batch.requests, cards, max_clusters=limit, context=self._context)]
+        return self._proposer.read(answer, batch.requests, max_clusters=limit)
 
     def _start_merging(self, batch: _Batch, crew: Crew) -> None:
-        """Ask what the proposed clusters are to the known ones."""
+        """Ask what the proposed clusters are to the known ones.
+
+        A proposal is left alone if the known cluster nearest to it was not before its Proposer: most likely it repeats
+        that one. The Judge is asked first, then; requests that no cluster takes are proposed again in a review, where
+        every proposal counts.
+        """
         if batch.proposing is None:
             return
         read = crew.result(batch.proposing)
         self.counts["proposals"] += len(read.proposals)
         self.counts["proposals_over_limit"] += read.n_over_limit
         self.counts["invented_request_ids"] += read.n_invented_ids
-        drafts = self._drafts(read.proposals)
-        talks = self._merger.talks(self.registry.live(), drafts)
-        batch.merging = [(draft, crew.start(talk, urgency=FIRST)) for draft, talk in zip(drafts, talks, strict=True)]
         batch.hit_limit = read.hit_limit
+        drafts = drafts_of(read.proposals, self.registry)
+        known = self.registry.live()
+        near = self._merger.nearest(known, drafts)
+        batch.proposed = {r.position: ids for p, ids in zip(read.proposals, near, strict=True) for r in p.requests}
+        in_sight = [row for row, ids in enumerate(near) if batch.is_review or not ids or ids[0] in batch.likely]
+        self.counts["proposals_out_of_sight"] += len(drafts) - len(in_sight)
+        talks = self._merger.talks(known, [drafts[row] for row in in_sight])
+        batch.merging = [
+            _Merging(drafts[row], read.proposals[row].requests, crew.start(talk, urgency=FIRST))
+            for row, talk in zip(in_sight, talks, strict=True)
+        ]
 
     def _admit(self, batch: _Batch, crew: Crew) -> None:
         """Put proposed clusters into the registry, those that are known already as other names of the known ones."""
         final: dict[str, str] = {}  # the draft's id -> the cluster that it became
-        for draft, running in batch.merging:
-            decision = crew.result(running)
+        for merging in batch.merging:
+            draft, decision = merging.draft, crew.result(merging.decision)
             if decision.same_as is not None:
                 final[draft.cluster_id] = final.get(decision.same_as, decision.same_as)
                 self.registry.add_alias(final[draft.cluster_id], draft.name)
                 self.counts["proposals_merged"] += 1
-                continue
-            parent = final.get(decision.part_of, decision.part_of) if decision.part_of is not None else None
-            record = self.registry.add(draft.name, summary=draft.summary, criteria=draft.criteria, parent_id=parent)
-            final[draft.cluster_id] = record.cluster_id
-            batch.new.append(record.cluster_id)
+            else:
+                parent = final.get(decision.part_of, decision.part_of) if decision.part_of is not None else None
+                record = self.registry.add(draft.name, summary=draft.summary, criteria=draft.criteria, parent_id=parent)
+                final[draft.cluster_id] = record.cluster_id
+                batch.new.append(record.cluster_id)
+            batch.proposed.update((request.position, [final[draft.cluster_id]]) for request in merging.requests)
         self._fresh += batch.new
         is_settled = len(batch.new) * SETTLED_FROM <= len(batch.requests)
         self._n_ahead = min(self._n_ahead + 1, PROPOSED_AHEAD) if is_settled else 0
-
-    def _drafts(self, proposals: Sequence[Proposal]) -> list[ClusterRecord]:
-        """Proposals as records that are in no registry yet, under ids that nobody has."""
-        drafts: dict[str, ClusterRecord] = {}
-        for proposal in proposals:
-            taken = [*(record.cluster_id for record in self.registry.all_records()), *drafts]
-            cluster_id = make_cluster_id(proposal.name, taken=taken)
-            drafts[cluster_id] = ClusterRecord(
-                cluster_id=cluster_id,
-                name=proposal.name,
-                summary=proposal.summary,
-                criteria=proposal.criteria,
-                sample_requests=[request.text for request in proposal.requests[:SAMPLES_OF_PROPOSAL]],
-            )
-        return list(drafts.values())
 
     # --- judgements --------------------------------------------------------------------------------------------------
 
@@ -296,9 +296,9 @@ class Clusterer:
         for request, nearest in zip(batch.requests, ranked, strict=True):
             refused = self._refused.get(request.position, frozenset())
             in_question = [pair for pair in nearest if pair[0] not in refused]
+            proposed = batch.proposed.get(request.position, [])
             if in_question:
-                ids, similarity = zip(*in_question, strict=True)
-                batch.cases.append(Case(request, ids, similarity))
+                batch.cases.append(self._panel.case(request, in_question, proposed=proposed, likely=batch.likely))
         for group in self._panel.groups(batch.cases):
             cases = [batch.cases[row] for row in group]
             batch.judging.append((group, crew.start(self._panel.decide(cases, batch.cards))))

@@ -1,7 +1,7 @@
 """How the Judge is asked: from wider and wider shortlists, in groups, and again where the answer is surprising.
 
-A request that nobody on its shortlist took is shown the clusters that come next, twice as many each time, until it has
-been shown all; a cluster that was refused is not shown again. Of each batch the most surprising assignments, those to
+A request that nobody on its shortlist took is judged again against a shortlist twice as wide, and so on until it has
+been shown all; clusters that it refused are not shown again. Of each batch the most surprising assignments, those to
 a cluster that by embedding lies furthest behind its nearest rival, or least ahead of it, are asked about again, beside
 the nearest clusters and in another order; where the two answers differ, a third decides.
 """
@@ -22,6 +22,8 @@ from llm_parts.requests import Request
 
 MAX_CLUSTERS_IN_PROMPT = 100  # "all" is asked in prompts of this many clusters, the nearest first
 
+PLACES_FOR_EXPECTED = 4  # of so many places on a shortlist one is for what the batch of a request lets expect
+
 LEFT = ("new_cluster", "skip")  # decisions that leave a request without a cluster
 
 Cards = Mapping[str, Mapping[str, Any]]  # cluster id -> what a prompt says of it
@@ -29,7 +31,7 @@ Cards = Mapping[str, Mapping[str, Any]]  # cluster id -> what a prompt says of i
 
 @dataclass(frozen=True)
 class Case:
-    """A request, the ids of the clusters in question, the nearest by embedding first, and how near each is."""
+    """A request, the ids of the clusters in question in the order of the looks, and how near each is by embedding."""
 
     request: Request
     ranked: tuple[str, ...]
@@ -37,8 +39,9 @@ class Case:
 
     def lead_of_rival(self, cluster_id: str) -> float:
         """How much nearer than this cluster the nearest other one is; negative where this one is the nearest."""
-        rival = self.similarity[1 if self.ranked[0] == cluster_id else 0] if len(self.ranked) > 1 else -1.0
-        return rival - self.similarity[self.ranked.index(cluster_id)]
+        similarity = dict(zip(self.ranked, self.similarity, strict=True))
+        own = similarity.pop(cluster_id)
+        return max(similarity.values(), default=-1.0) - own
 
 
 class JudgePanel:
@@ -61,6 +64,23 @@ class JudgePanel:
         self.n_second_opinions = 0
         self.n_overruled = 0
         self.n_wider_looks = 0
+
+    def case(
+        self, request: Request, nearest: Sequence[tuple[str, float]], *, proposed: Sequence[str], likely: Sequence[str]
+    ) -> Case:
+        """A request with the clusters in question: its shortlist, those that are likely, then all others.
+
+        The shortlist are the clusters nearest to the request, but for its last places. These go to what was proposed
+        for the request, or else to the nearest of those that its batch is likely about; so do the places after it.
+        """
+        similarity, in_batch = dict(nearest), set(likely)
+        expected = [cluster_id for cluster_id in proposed if cluster_id in similarity]
+        expected = expected or [cluster_id for cluster_id in similarity if cluster_id in in_batch]
+        n_own = len(nearest)
+        if self._shortlist != "all":
+            n_own = self._shortlist - self._shortlist // PLACES_FOR_EXPECTED
+        ranked = dict.fromkeys([*list(similarity)[:n_own], *expected, *similarity])
+        return Case(request, tuple(ranked), tuple(similarity[cluster_id] for cluster_id in ranked))
 
     def groups(self, cases: Sequence[Case]) -> list[list[int]]:
         """Rows of cases that are asked together: requests near to the same cluster share most of their shortlists."""
@@ -89,19 +109,27 @@ class JudgePanel:
         start = 0
         for _ in range(number):
             start += min(width, MAX_CLUSTERS_IN_PROMPT)
-            width *= 2
+            width = start
         return case.ranked[start : start + min(width, MAX_CLUSTERS_IN_PROMPT)]
 
     def _ask(self, shown: Sequence[tuple[Case, Sequence[str]]], cards: Cards, *, step: str) -> Talk[list[Verdict]]:
-        """Verdicts on cases that are asked about together, or one by one where the answer on all fails."""
+        """Verdicts on cases that are asked about together; one by one where the answer on all cannot be used."""
         requests = [case.request for case, _ in shown]
         union = _union([look for _, look in shown])
         (answer,) = yield [self._question(requests, union, cards, step)]
-        if answer.value is not None or len(shown) == 1:
-            return self._judge.read(answer, requests)
-        # One bad request must not take its neighbours with it.
-        answers = yield [self._question([case.request], look, cards, step) for case, look in shown]
-        return [self._judge.read(answer, [request])[0] for answer, request in zip(answers, requests, strict=True)]
+        verdicts = self._judge.read(answer, requests)
+        if len(shown) == 1:
+            return verdicts
+        # One bad request must not take its neighbours with it, nor one be given a cluster that it refused before.
+        alone = [
+            place
+            for place, (case, _) in enumerate(shown)
+            if answer.value is None or verdicts[place].cluster_id not in (None, *case.ranked)
+        ]
+        answers = yield [self._question([requests[place]], shown[place][1], cards, step) for place in alone]
+        for place, own in zip(alone, answers, strict=True):
+            verdicts[place] = self._judge.read(own, [requests[place]])[0]
+        return verdicts
 
     def _question(self, requests: Sequence[Request], shown: Sequence[str], cards: Cards, step: str) -> Any:
         return self._judge.question(requests, [cards[one] for one in shown], context=self._context, step=step)

@@ -67,6 +67,17 @@ class Merger:
             for row in range(len(known), len(records))
         ]
 
+    def nearest(self, known: Sequence[ClusterRecord], new: Sequence[ClusterRecord]) -> list[list[str]]:
+        """For each new cluster the known ones that are near enough to be compared with it, the nearest first."""
+        if not known or not new or self._n_candidates == 0:
+            return [[] for _ in new]
+        similarity = cluster_similarities([*known, *new], self._vectors)[len(known) :, : len(known)]  # [new, known]
+        order = np.argsort(-similarity, axis=1, kind="stable")
+        return [
+            [known[column].cluster_id for column in columns if row[column] >= self._similarity]
+            for row, columns in zip(similarity, order, strict=True)
+        ]
+
     def _decide(self, record: ClusterRecord, candidates: Sequence[ClusterRecord]) -> Talk[MergeDecision]:
         """Compare one cluster with its candidates, the nearest first, until it is the same as one."""
         part_of = None

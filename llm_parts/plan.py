@@ -12,10 +12,10 @@ from typing import Any
 
 from llm_parts.checks import MEMBERS_FOR_COHESION, MEMBERS_FOR_NAMES, SIBLINGS
 from llm_parts.client import LlmClient, add_up
-from llm_parts.clusterer import NEAREST_FOR_PROPOSER
 from llm_parts.framing import count_tokens
 from llm_parts.judge import Judge
 from llm_parts.judging import MAX_CLUSTERS_IN_PROMPT
+from llm_parts.likely import n_shown
 from llm_parts.options import ClusterOptions
 from llm_parts.prompts import PromptContext
 from llm_parts.proposer import Proposer
@@ -65,9 +65,9 @@ class Plan:
         rounds = math.ceil(self._n_new / self._options.max_clusters_per_batch) if self._n_new else 0
         n_calls = n_batches + max(0, min(rounds, n_batches) - 1)
         batch = self._asked[:size]
-        n_shown = min(len(self._cards), NEAREST_FOR_PROPOSER * len(batch), MAX_CLUSTERS_IN_PROMPT)
+        known = self._cards[: n_shown(len(batch))]
         # Half of the clusters are known on the average, in the course of a run that finds them.
-        question = Proposer().question(batch, self._cards[: n_shown // 2], max_clusters=1, context=self._context)
+        question = Proposer().question(batch, known[: len(known) // 2], max_clusters=1, context=self._context)
         tokens_in = n_calls * count_tokens(question.messages)
         return self._client.estimate(
             "proposer",

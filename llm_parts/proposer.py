@@ -8,13 +8,22 @@ from typing import Any
 
 from llm_parts.client import Answer, LlmRequest
 from llm_parts.prompts import PromptContext, build_messages, tagged
-from llm_parts.registry import MAX_NAME_CHARS, MAX_TEXT_CHARS, clean_line
+from llm_parts.registry import (
+    MAX_NAME_CHARS,
+    MAX_TEXT_CHARS,
+    ClusterRecord,
+    ClusterRegistry,
+    clean_line,
+    make_cluster_id,
+)
 from llm_parts.requests import Request
 from llm_parts.schemas import ProposerAnswer
 
 # All requests of one proposal together; each is cut to its share, so that a batch fits a small context window.
 MAX_CHARS_OF_ALL = 24_000
 MIN_CHARS_OF_EACH = 200
+
+SAMPLES_OF_DRAFT = 3
 
 INSTRUCTIONS = """
 You sort the requests that customers send to a contact centre into clusters. A cluster is one intent: what the customer
@@ -111,3 +120,19 @@ class Proposer:
             n_over_limit=max(0, n_proposed - max_clusters),
             n_invented_ids=n_invented,
         )
+
+
+def drafts_of(proposals: Sequence[Proposal], registry: ClusterRegistry) -> list[ClusterRecord]:
+    """Proposals as records that are in no registry yet, each under an id that nobody has."""
+    drafts: dict[str, ClusterRecord] = {}
+    for proposal in proposals:
+        taken = [*(record.cluster_id for record in registry.all_records()), *drafts]
+        cluster_id = make_cluster_id(proposal.name, taken=taken)
+        drafts[cluster_id] = ClusterRecord(
+            cluster_id=cluster_id,
+            name=proposal.name,
+            summary=proposal.summary,
+            criteria=proposal.criteria,
+            sample_requests=[request.text for request in proposal.requests[:SAMPLES_OF_DRAFT]],
+        )
+    return list(drafts.values())

@@ -17,8 +17,11 @@ from common.commit import LockHeld, OutputLock
 from common.config import UserError
 from common.quality import Contingency
 from llm_cluster import ClusteringPipeline, Judge, Proposer, Settings
-from llm_parts.prompts import as_data, tagged
+from llm_parts.client import Answer
+from llm_parts.judging import Case, JudgePanel
+from llm_parts.prompts import PromptContext, as_data, tagged
 from llm_parts.registry import ClusterRegistry
+from llm_parts.requests import Request
 from llm_parts.shortlist import ClusterIndex, TextVectors, WordEmbedder
 
 
@@ -194,7 +197,44 @@ def test_prompts_do_not_grow_with_the_registry():
         assert result.coverage == 100.0
         return result.metrics["llm"]["tokens_in"] / len(frame)
 
-    assert mean_prompt(500) < 1.15 * mean_prompt(20)
+    assert mean_prompt(500) < 1.03 * mean_prompt(20)
+
+
+def test_the_last_places_of_a_shortlist_are_for_what_the_batch_lets_expect():
+    request = Request(position=0, request_id="r", prompt_id="r", text="hi", n_left_out=0)
+    nearest = [(f"c{number}", 1 - number / 100) for number in range(40)]
+
+    def order(proposed: list[str], likely: list[str], shortlist: int | str = 8) -> list[str]:
+        panel = JudgePanel(Judge(), context=PromptContext(), group_size=1, second_opinions=0.1, shortlist=shortlist)
+        case = panel.case(request, nearest, proposed=proposed, likely=likely)
+        assert dict(zip(case.ranked, case.similarity, strict=True)) == dict(nearest)  # none is lost
+        return list(case.ranked)
+
+    own = [f"c{number}" for number in range(6)]
+    assert order([], ["c30", "c20", "c3", "c25"])[:9] == [*own, "c20", "c25", "c30"]  # likely ones, the nearest first
+    assert order(["c33", "c2", "c9"], ["c30"])[:9] == [*own, "c33", "c9", "c6"]  # what was proposed, as it was ranked
+    assert order([], []) == order([], ["c1"]) == order(["c33"], [], shortlist="all") == [name for name, _ in nearest]
+
+
+def test_a_request_in_a_group_is_not_given_a_cluster_that_it_refused_before():
+    first, second = (
+        Request(position=n, request_id=f"r{n}", prompt_id=f"r{n}", text="hi", n_left_out=0) for n in (0, 1)
+    )
+    cards = {name: {"cluster_id": name, "name": name, "summary": "", "criteria": ""} for name in "ab"}
+    panel = JudgePanel(Judge(), context=PromptContext(), group_size=2, second_opinions=0.1, shortlist=12)
+    cases = [Case(first, ("a", "b"), (0.9, 0.8)), Case(second, ("b",), (0.7,))]  # the second has refused "a"
+    talk = panel.decide(cases, cards)
+    (question,) = next(talk)
+    assert question.choices["cluster_id"] == ["a", "b"]
+    decisions = [
+        {"request_id": f"r{n}", "decision": "assign", "cluster_id": "a", "confidence": 1, "rationale": ""}
+        for n in (0, 1)
+    ]
+    (alone,) = talk.send([Answer(question.schema.model_validate({"decisions": decisions}), None)])
+    assert alone.choices == {"cluster_id": ["b"], "request_id": ["r1"]}
+    with pytest.raises(StopIteration) as end:
+        talk.send([Answer(alone.schema.model_validate({"decisions": [{**decisions[1], "cluster_id": "b"}]}), None)])
+    assert [verdict.cluster_id for verdict in end.value.value] == ["a", "b"]
 
 
 def test_shortlist_all_shows_every_cluster():
@@ -220,6 +260,21 @@ def test_what_is_proposed_again_under_another_name_becomes_an_alias():
     assert result.metrics["proposals_merged"] >= 6
     aliases = [alias for record in result.clusters for alias in record.aliases]
     assert aliases and not set(aliases) & {record.name for record in result.clusters}
+
+
+def test_a_cluster_that_the_proposer_did_not_see_is_found_without_asking_whether_it_is_new():
+    frame = requests_frame(30, n_intents=6)
+    pipeline = make_pipeline(frame)
+    for label in frame["label"].unique():
+        pipeline.registry.add(f"{label} and the like", criteria=f"label: {label}")
+    for number, text in enumerate(frame["text"]):  # which are nearer to the requests than the right ones
+        for turn in range(5):
+            pipeline.registry.add(f"{text} {turn}", criteria=f"label: other {number} {turn}")
+    result = pipeline.fit(frame)
+    assert result.metrics["proposals_out_of_sight"] == 6
+    assert "merge" not in result.metrics["llm"]["steps"] and result.metrics["new_clusters"] == 0
+    assert result.coverage == 100.0 and ari(result.assignments, frame["label"]) == 1.0
+    assert result.metrics["judged_again_wider"] < 10  # of 30: what was proposed tells where to look
 
 
 def test_one_wrong_same_does_not_merge():
