@@ -18,12 +18,15 @@ def empty_best(n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @numba.njit(cache=True, nogil=True)
-def offer_tile(tile: np.ndarray, first_row: int, first_column: int, ids: np.ndarray, scores: np.ndarray) -> None:
+def offer_tile(
+    tile: np.ndarray, first_row: int, first_column: int, ids: np.ndarray, scores: np.ndarray, rows: np.ndarray
+) -> None:
     """Offer the scores [r, c] of the rows from `first_row` on with those from `first_column` on, to both of them.
 
-    The lines of `ids` and `scores` [n, count] are sorted, the highest score first and equal scores by id, so that their
-    end does not depend on the order of the tiles. A tile on the diagonal holds each pair twice, and a row's own score,
-    which does not count.
+    Where `rows` is [n, d] the tile holds upper bounds, and the score of a pair whose bound is high enough is the
+    product of its two rows; [0, 0] where the tile holds the scores. The lines of `ids` and `scores` [n, count] are
+    sorted, the highest score first and equal scores by id, so that their end does not depend on the order of the tiles.
+    A tile on the diagonal holds each pair twice, and a row's own score, which does not count.
     """
     n_rows, n_columns = tile.shape
     is_diagonal = first_row == first_column
@@ -39,24 +42,42 @@ def offer_tile(tile: np.ndarray, first_row: int, first_column: int, ids: np.ndar
             for place in range(len(strip)):
                 n_hits += (strip[place] >= row_least) | (strip[place] >= least[place])
             if n_hits:
-                _offer_strip(strip, least, row, first_column + start, ids, scores)
+                _offer_strip(strip, least, row, first_column + start, ids, scores, rows)
 
 
 @numba.njit(cache=True, nogil=True)
 def _offer_strip(
-    strip: np.ndarray, column_least: np.ndarray, row: int, first_column: int, ids: np.ndarray, scores: np.ndarray
+    strip: np.ndarray,
+    column_least: np.ndarray,
+    row: int,
+    first_column: int,
+    ids: np.ndarray,
+    scores: np.ndarray,
+    rows: np.ndarray,
 ) -> None:
     for place in range(len(strip)):
         column, score = first_column + place, strip[place]
-        if score >= scores[row, -1] and column != row:
+        if column == row or not (score >= scores[row, -1] or score >= column_least[place]):
+            continue
+        if len(rows):
+            score = _dot(rows[row], rows[column])
+        if score >= scores[row, -1]:
             _insert(ids[row], scores[row], column, score)
         if score >= column_least[place]:
             _insert(ids[column], scores[column], row, score)
             column_least[place] = scores[column, -1]
 
 
+@numba.njit(cache=True, nogil=True, fastmath=True)
+def _dot(left: np.ndarray, right: np.ndarray) -> np.float32:
+    total = np.float32(0)
+    for i in range(len(left)):
+        total += left[i] * right[i]
+    return total
+
+
 @numba.njit(cache=True, nogil=True)
-def _insert(ids: np.ndarray, scores: np.ndarray, new_id: int, score: float) -> None:
+def _insert(ids: np.ndarray, scores: np.ndarray, new_id: int, score: np.float32) -> None:
     """Put an id where it belongs in a sorted line, whose last falls out; that may be the new one."""
     place = len(ids)
     while place > 0 and (scores[place - 1] < score or (scores[place - 1] == score and ids[place - 1] > new_id)):

@@ -28,6 +28,14 @@ _BLOCK_ELEMENTS = 1 << 24
 _RESCORE_ELEMENTS = 1 << 20
 # Candidates beyond k, which make up for the rounding of float32 products.
 _MARGIN = 4
+# Directions in which products of many dimensions are bounded, and from how many rows on that pays.
+_N_DIRECTIONS = 64
+_MIN_ROWS_PER_DIMENSION = 16
+# Added to the square of what lies beyond the directions: more than float32 products of unit rows are off.
+_BOUND_MARGIN = 1e-5
+# Rows by which bounds are judged, and the share of pairs above which multiplying them one by one takes longer.
+_N_ASKED = 64
+_MAX_SHARE = 0.03
 # Squares of longer rows are beyond float32.
 _HUGE = 1e18
 # What float32 leaves of a length of 1.
@@ -83,6 +91,9 @@ def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: i
 
     n = len(left)
     ids, scores = empty_best(n, count)
+    bounding = _bounding_rows(left, count) if left is right else None
+    rows = np.empty((0, 0), np.float32) if bounding is None else left
+    left, right = (left, right) if bounding is None else (bounding, bounding)
     starts = range(0, n, chunk)
     tiles = list(itertools.combinations_with_replacement(starts, 2))
     locks = {start: threading.Lock() for start in starts}
@@ -90,14 +101,35 @@ def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: i
     def work(places: range) -> None:
         room = np.empty(min(chunk, n) ** 2, np.float32)
         for row, column in (tiles[place] for place in places):
-            rows, columns = left[row : row + chunk], right[column : column + chunk]
-            tile = room[: len(rows) * len(columns)].reshape(len(rows), len(columns))
-            np.matmul(rows, columns.T, out=tile)
+            lefts, rights = left[row : row + chunk], right[column : column + chunk]
+            tile = room[: len(lefts) * len(rights)].reshape(len(lefts), len(rights))
+            np.matmul(lefts, rights.T, out=tile)
             with locks[row], locks[column] if column != row else nullcontext():  # the lower first: no deadlock
-                offer_tile(tile, row, column, ids, scores)
+                offer_tile(tile, row, column, ids, scores, rows)
 
     share_tiles(work, n_rows=len(tiles), tile_rows=1)
     return ids
+
+
+def _bounding_rows(rows: np.ndarray, count: int) -> np.ndarray | None:
+    """Rows [n, 65] whose products with each other are never below those of `rows` [n, d], and close above most.
+
+    A row is turned to the 64 directions that hold most of all rows, and what it has beyond them is taken by its length:
+    x.y <= p(x).p(y) + |x - p(x)| |y - p(y)|, by Cauchy and Schwarz. None where finding the directions would take
+    longer than it saves, or where the rows have no such directions, so that too many bounds come near the best scores.
+    """
+    n, d = rows.shape
+    if d < 2 * _N_DIRECTIONS or n < _MIN_ROWS_PER_DIMENSION * d:
+        return None
+    _, directions = np.linalg.eigh((rows.T @ rows).astype(np.float64))
+    turned = rows @ directions[:, -_N_DIRECTIONS:].astype(np.float32)
+    squares = [np.einsum("nd,nd->n", part, part, dtype=np.float64) for part in (rows, turned)]
+    rest = np.sqrt(np.maximum(squares[0] - squares[1], 0.0) + _BOUND_MARGIN)
+    bounding = np.hstack([turned, rest[:, None].astype(np.float32)])
+    asked = np.linspace(0, n - 1, _N_ASKED).astype(np.int64)
+    least = np.partition(rows[asked] @ rows.T, n - count - 1, axis=1)[:, n - count - 1]  # a row is its own best
+    share = np.mean(bounding[asked] @ bounding.T >= least[:, None])
+    return bounding if share <= _MAX_SHARE else None
 
 
 def _candidates_by_torch(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:

@@ -16,7 +16,7 @@ from common.backend import Backend
 from common.best_scores import empty_best, offer_tile
 from common.config import UserError
 from common.density import cluster_dbscan, cluster_hdbscan, cut_tree, embed_umap, single_linkage_tree
-from common.neighbors import Neighbors, _candidates_by_torch, _candidates_on_cpu, exact_neighbors
+from common.neighbors import Neighbors, _bounding_rows, _candidates_by_torch, _candidates_on_cpu, exact_neighbors
 
 CUML = Backend("cuml", "cuda", "a stand-in")
 
@@ -86,6 +86,21 @@ def test_zero_rows_are_at_cosine_distance_one():
     assert result.indices[2].tolist() == [3, 0, 1]
 
 
+@pytest.mark.parametrize(("spread", "is_used"), [(0.3, True), (30.0, False)])
+def test_bounds_in_few_directions_leave_the_neighbors_as_they_are(spread, is_used):
+    """Clusters are bounded well in 64 directions; without any structure the bounds are not used."""
+    rng = np.random.default_rng(6)
+    means = rng.standard_normal((30, 130)) * np.arange(1, 131) ** -0.5
+    vectors = means[rng.integers(30, size=2200)] + rng.standard_normal((2200, 130)) * np.arange(1, 131) ** -0.5 * spread
+    vectors = vectors.astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    bounding = _bounding_rows(vectors, 9)
+    assert (bounding is not None) == is_used
+    if bounding is not None:
+        assert (bounding @ bounding.T >= vectors @ vectors.T).all()
+    _check_against_scikit_learn(exact_neighbors(vectors, 5, chunk=700), vectors, 5, "cosine")
+
+
 @pytest.mark.parametrize("reverse", [False, True])
 def test_best_scores_do_not_depend_on_the_order_of_tiles(reverse):
     rng = np.random.default_rng(4)
@@ -94,7 +109,8 @@ def test_best_scores_do_not_depend_on_the_order_of_tiles(reverse):
     ids, best = empty_best(90, 5)
     tiles = [(row, column) for row in range(0, 90, 40) for column in range(row, 90, 40)]
     for row, column in reversed(tiles) if reverse else tiles:
-        offer_tile(np.ascontiguousarray(scores[row : row + 40, column : column + 40]), row, column, ids, best)
+        tile = np.ascontiguousarray(scores[row : row + 40, column : column + 40])
+        offer_tile(tile, row, column, ids, best, np.empty((0, 0), np.float32))
     np.fill_diagonal(scores, -1)
     expected = np.argsort(-scores, axis=1, kind="stable")[:, :5]  # equal scores by id
     assert np.array_equal(ids, expected)
