@@ -149,10 +149,10 @@ def train(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
                 write_joblib(settings.model_path, load_centroids(output.path).centers)
             log.info("nothing to do: %s is complete", output.path)
             return output.path
-        _clear_derived(settings)
         stream = open_stream(shards, settings.pca_column, memory_limit_gb=settings.memory_limit_gb)
         n_valid = stream.n_rows
         _refuse_too_many(settings, n_valid)
+        _clear_derived(settings)
         if settings.sample_limit:
             stream = stream.sample(settings.sample_limit, seed=settings.random_state)
         best = _train_best(stream, shards, settings, overwrite=overwrite)

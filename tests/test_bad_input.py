@@ -286,6 +286,14 @@ def test_more_clusters_than_rows_with_a_vector(tmp_path, stage, up_to):
     assert not (tmp_path / "centroids.parquet").exists()
 
 
+def test_what_is_refused_takes_nothing_away(tmp_path, stage, up_to):
+    up_to(2)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.*") if path.suffix in (".parquet", ".joblib")}
+    assert set(before) == {"centroids.parquet", "kmeans.joblib"}
+    assert "is more than the 120 rows with a vector" in stage(TRAIN, "--overwrite", n_clusters=121).error
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
 @pytest.mark.parametrize("algorithm", ["minibatch", "lloyd", "spherical"])
 def test_more_clusters_than_different_rows(tmp_path, stage, algorithm):
     write_parquet(tmp_path / "same" / "a.parquet", {"pca": vector_array(np.ones((20, 4), np.float32))})
