@@ -31,15 +31,8 @@ from image_parts.features import Features, extract_features
 from image_parts.journal import Stage
 from image_parts.organize import FileReport, find_stage, organize, resume, undo
 from image_parts.pipeline import cluster_features, expand_to_images, place_in_space
-from image_parts.plan import plan_files
-from image_parts.purity import (
-    PurityReport,
-    TrueLabels,
-    compare_with_truth,
-    feature_neighbors,
-    measure_purity,
-    read_truth,
-)
+from image_parts.planner import plan_files
+from image_parts.purity import PurityReport, feature_neighbors, measure_purity
 from image_parts.question import ask, can_ask, format_clusters
 from image_parts.records import BadImage, ClusteredImages, ImageRecord
 from image_parts.scan import ScannedImages, check_folders, list_images, n_workers_of, scan_images
@@ -54,6 +47,7 @@ from image_parts.tables import (
     write_run,
     write_tables,
 )
+from image_parts.truth import TrueLabels, compare_with_truth, read_truth
 from image_parts.visualize import draw_pictures
 
 log = logging.getLogger(__name__)
@@ -264,9 +258,10 @@ def _finish_files(settings: ImageSettings, *, forward: bool) -> dict[str, Any]:
     if report.stage == "undoing":
         _tell(report)
         path, reason = report.skipped[0]
+        what = "one file was" if len(report.skipped) == 1 else f"{len(report.skipped):,} files were"
         raise UserError(
-            f"{len(report.skipped):,} files were not put back, the others were: {path}: {reason}; mend that for each "
-            f"(all are logged above) and start --undo again"
+            f"{what} not put back, the others were: {path}: {reason}; mend that for each (all are logged above) and "
+            f"start --undo again"
         )
     return {"output_dir": str(output_dir), "files": _tell(report)}
 

@@ -93,7 +93,7 @@ def plain_decode(*, folder: str) -> Work:
 
 def our_decode(*, folder: str, polarity_invariant: bool) -> Work:
     """The decoder and the preprocessing of image_cluster.py, in threads."""
-    from image_parts.features import Job, prepare_ahead
+    from image_parts.preparation import Job, prepare_ahead
     from image_parts.scan import n_workers_of
     from image_parts.settings import ImageSettings
 

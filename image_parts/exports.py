@@ -57,7 +57,7 @@ def write_exports(
     if settings.exports.fiftyone:
         write_fiftyone(clustered, path=folder / FIFTYONE_NAME)
     if settings.exports.tensorboard:
-        write_projector(clustered, vectors=pca[features.rows], settings=settings, folder=folder / PROJECTOR_DIR)
+        write_projector(clustered, rows=features.rows, pca=pca, settings=settings, folder=folder / PROJECTOR_DIR)
     if any(settings.exports.model_dump().values()):
         log.info("exports: %s, %.1f s", folder, watch.seconds)
 
@@ -102,10 +102,13 @@ def write_fiftyone(clustered: ClusteredImages, *, path: Path, targets: Mapping[s
     write_bytes(path, text.getvalue().encode())
 
 
-def write_projector(clustered: ClusteredImages, *, vectors: np.ndarray, settings: ImageSettings, folder: Path) -> None:
+def write_projector(
+    clustered: ClusteredImages, *, rows: np.ndarray, pca: np.ndarray, settings: ImageSettings, folder: Path
+) -> None:
     """Write vectors.tsv, metadata.tsv, sprite.png and projector_config.pbtxt for `tensorboard --logdir FOLDER`.
 
-    `vectors` is [n, p]. Beyond what the projector can show, an even sample of the images is taken.
+    `pca` is [u, p], `rows` [n] the row of each image in it. Beyond what the projector can show, an even sample of the
+    images is taken.
     """
     import cv2
 
@@ -113,7 +116,7 @@ def write_projector(clustered: ClusteredImages, *, vectors: np.ndarray, settings
     n_points = min(len(clustered.records), _MAX_PROJECTOR_POINTS, (_MAX_SPRITE_SIDE // size) ** 2)
     chosen = np.linspace(0, len(clustered.records) - 1, n_points).astype(np.int64)
     lines = io.StringIO()
-    np.savetxt(lines, vectors[chosen], fmt="%.5g", delimiter="\t")
+    np.savetxt(lines, pca[rows[chosen]], fmt="%.5g", delimiter="\t")
     write_bytes(folder / "vectors.tsv", lines.getvalue().encode())
     write_bytes(folder / "metadata.tsv", _projector_metadata(clustered, chosen).encode())
     sprite = square_sprite(_thumbnails(clustered, chosen, settings))
@@ -121,7 +124,7 @@ def write_projector(clustered: ClusteredImages, *, vectors: np.ndarray, settings
     if not done:
         raise RuntimeError("OpenCV could not encode the sprite")
     write_bytes(folder / "sprite.png", png.tobytes())
-    write_bytes(folder / "projector_config.pbtxt", _projector_config(len(chosen), vectors.shape[1], size).encode())
+    write_bytes(folder / "projector_config.pbtxt", _projector_config(len(chosen), pca.shape[1], size).encode())
 
 
 def _atlas_table(

@@ -5,38 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import logging
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
 from common.config import UserError
 from common.progress import Progress, Stopwatch
 from image_parts.cache import FeatureCache
-from image_parts.decode import UnreadableImage, decode_image, read_content
 from image_parts.extractors import HogExtractor, ModelIdentity, identify_model, make_extractor
-from image_parts.preprocess import needed_size, prepare_image
+from image_parts.preparation import Job, Outcome, describe_ahead, prepare_ahead
 from image_parts.records import BadImage, ImageRecord
 from image_parts.scan import ScannedImages, n_workers_of
-from image_parts.settings import HOG, ImageSettings, ModelSettings, PreprocessingSettings
+from image_parts.settings import HOG, ImageSettings
 
 log = logging.getLogger(__name__)
 
 # Raised when the same pixels give other vectors than before, so that old features are not mixed with new ones.
 _EXTRACTION_VERSION = 1
-
-# Images in one task of a worker: enough to outweigh handing it over.
-_TASK_IMAGES = 8
-# Below this many images worker processes would take longer to start than they save.
-_MIN_IMAGES_FOR_PROCESSES = 256
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -50,25 +38,6 @@ class Features:
     value_range: tuple[float, float] | None
     n_cached: int  # rows that were read from the cache
     n_computed: int
-
-
-@dataclass(frozen=True)
-class Job:
-    """One image content that has to be computed."""
-
-    row: int
-    key: str
-    path: Path
-    value_range: tuple[float, float] | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """A job done: prepared planes [p, s, s, c] uint8 or a vector [d] float32, or the reason why there is none."""
-
-    job: Job
-    array: np.ndarray | None
-    reason: str | None = None
 
 
 def extract_features(scanned: ScannedImages, settings: ImageSettings, *, progress: bool = False) -> Features:
@@ -155,7 +124,7 @@ def _compute(
         writer = stack.enter_context(cache.writer(extractor.dimension)) if cache else None
         bar = stack.enter_context(Progress(len(missing), label="features", unit="images", enabled=progress))
         if isinstance(extractor, HogExtractor):
-            batches = _described_in_workers(missing, settings, n_workers)
+            batches = describe_ahead(missing, settings, n_workers)
         else:
             batches = _embedded(missing, settings, n_workers, extractor.embed)
         for outcome in batches:
@@ -186,91 +155,9 @@ def _embedded(
         yield from _embed_batch(ready, embed)
 
 
-def prepare_ahead(jobs: Sequence[Job], settings: ImageSettings, n_workers: int) -> Iterator[Outcome]:
-    """Decoded and preprocessed images in the order of the jobs, made by threads ahead of whoever takes them.
-
-    OpenCV and Pillow let other threads run while they work.
-    """
-    prepare = partial(_prepare_all, settings=(settings.preprocessing, settings.model.image_size))
-    with ThreadPoolExecutor(n_workers) as executor:
-        for outcomes in map_ahead(prepare, _chunks(jobs, _TASK_IMAGES), executor, n_ahead=2 * n_workers + 2):
-            yield from outcomes
-
-
 def _embed_batch(outcomes: list[Outcome], embed: Callable[[np.ndarray], np.ndarray]) -> list[Outcome]:
     embedded = embed(np.stack([outcome.array for outcome in outcomes if outcome.array is not None]))
     return [Outcome(outcome.job, vector) for outcome, vector in zip(outcomes, embedded, strict=True)]
-
-
-def _described_in_workers(jobs: Sequence[Job], settings: ImageSettings, n_workers: int) -> Iterator[Outcome]:
-    """HOG holds the interpreter lock, so it runs in processes, together with the decoding."""
-    describe = partial(_describe_all, settings=(settings.preprocessing, settings.model))
-    if n_workers == 1 or len(jobs) < _MIN_IMAGES_FOR_PROCESSES:
-        for chunk in _chunks(jobs, _TASK_IMAGES):
-            yield from describe(chunk)
-        return
-    from joblib.externals.loky import get_reusable_executor
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    executor = get_reusable_executor(max_workers=n_workers)
-    try:
-        for outcomes in map_ahead(describe, _chunks(jobs, 4 * _TASK_IMAGES), executor, n_ahead=2 * n_workers + 2):
-            yield from outcomes
-    except TerminatedWorkerError:
-        raise UserError(
-            "a worker process that decodes images died (out of memory?); set model.num_workers=1 and start again: "
-            "what was computed is kept"
-        ) from None
-    finally:
-        executor.shutdown(wait=True)
-
-
-def map_ahead(
-    task: Callable[[Item], Result], items: Iterable[Item], executor: Executor, *, n_ahead: int
-) -> Iterator[Result]:
-    """Results in the order of the items, at most `n_ahead` of them computed before they are asked for."""
-    pending: deque[Future[Result]] = deque()
-    try:
-        for item in items:
-            pending.append(executor.submit(task, item))
-            if len(pending) >= n_ahead:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        for future in pending:
-            future.cancel()
-
-
-def _prepare_all(jobs: Sequence[Job], *, settings: tuple[PreprocessingSettings, int]) -> list[Outcome]:
-    return [_prepare(job, *settings) for job in jobs]
-
-
-def _describe_all(jobs: Sequence[Job], *, settings: tuple[PreprocessingSettings, ModelSettings]) -> list[Outcome]:
-    preprocessing, model = settings
-    extractor = _hog_of(model)
-    outcomes = [_prepare(job, preprocessing, model.image_size) for job in jobs]
-    return [
-        outcome if outcome.array is None else Outcome(outcome.job, extractor.embed(outcome.array[None])[0])
-        for outcome in outcomes
-    ]
-
-
-@lru_cache(maxsize=1)
-def _hog_of(settings: ModelSettings) -> HogExtractor:
-    return HogExtractor(settings)
-
-
-def _prepare(job: Job, preprocessing: PreprocessingSettings, image_size: int) -> Outcome:
-    import cv2
-
-    cv2.setNumThreads(1)  # the workers are the parallelism; OpenCV's own threads on top would only wait
-    try:
-        at_least = needed_size(preprocessing, image_size=image_size)
-        pixels = decode_image(read_content(job.path), value_range=job.value_range, at_least=at_least)
-    except UnreadableImage as problem:
-        return Outcome(job, None, str(problem))
-    return Outcome(job, prepare_image(pixels, preprocessing, image_size=image_size))
 
 
 def _assemble(
@@ -337,7 +224,3 @@ def _normalize_in_place(vectors: np.ndarray) -> None:
         part = vectors[start : start + 4096]
         lengths = np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True)
         part /= np.maximum(lengths, 1e-12).astype(np.float32)
-
-
-def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
-    return (items[start : start + size] for start in range(0, len(items), size))

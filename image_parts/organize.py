@@ -1,9 +1,11 @@
 """The file stage: sort the files by a plan, go on after a kill, and put every file back.
 
-plan = plan_files(clustered, …)
-report = organize(plan)                 # writes plan.jsonl and journal.jsonl into the output folder
-report = resume(output_dir)             # finishes what a kill cut short
-report = undo(output_dir)               # puts every file back, byte for byte
+    plan = plan_files(clustered, …)
+    report = organize(plan)                 # writes plan.jsonl and journal.jsonl into the output folder
+    report = resume(output_dir)             # finishes what a kill cut short
+    report = undo(output_dir)               # puts every file back, byte for byte
+
+Each of the three may be killed and called again.
 """
 
 from __future__ import annotations

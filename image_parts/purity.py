@@ -1,4 +1,4 @@
-"""How clean clusters are without true labels, and how right they are with them.
+"""How clean clusters are, judged without true labels.
 
     report = measure_purity(features.vectors, reduced.embedding, assignment.labels, settings.purity)
     report.verdict, report.metrics["silhouette"]
@@ -10,28 +10,19 @@ cluster, the mean share of the nearest images (by cosine of the features) that l
 
 from __future__ import annotations
 
-import csv
 import logging
-import math
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.config import UserError
 from common.neighbors import Neighbors, exact_neighbors
-from common.quality import Agreement, Contingency
 from common.separation import CentroidCosines, CrossRatios, centroid_cosines, nn_cross_ratio
 from common.silhouette import silhouette_score
-from image_parts.records import NOISE, ImageRecord, cluster_name
+from image_parts.records import NOISE, cluster_name, number_or_none
 from image_parts.settings import PuritySettings
 
 log = logging.getLogger(__name__)
-
-PARENT_FOLDER = "parent_folder"
 
 
 @dataclass(frozen=True)
@@ -63,15 +54,6 @@ class PurityReport:
         """JSON-ready values; the matrix has a file of its own."""
         values = {name: value for name, value in self.__dict__.items() if name != "centroid_cosine_matrix"}
         return {**values, "clusters": [asdict(cluster) for cluster in self.clusters]}
-
-
-@dataclass(frozen=True)
-class TrueLabels:
-    """The label of each image, and where they came from."""
-
-    labels: list[str | None]  # [n]
-    source: str
-    n_unmatched: int  # rows of the CSV that name no image
 
 
 def measure_purity(
@@ -117,9 +99,9 @@ def judge_purity(
     """Hold measures against the thresholds; for callers that have the measures already."""
     sizes = np.bincount(labels[labels >= 0], minlength=len(cosines.cluster_ids))
     metrics: dict[str, float | None] = {
-        "max_centroid_cosine": _number(cosines.max_cosine),
-        "silhouette": _number(silhouette),
-        "max_nn_cross_ratio": _number(crosses.max_ratio),
+        "max_centroid_cosine": number_or_none(cosines.max_cosine),
+        "silhouette": number_or_none(silhouette),
+        "max_nn_cross_ratio": number_or_none(crosses.max_ratio),
         "n_clusters": len(sizes),
         "noise_share": float((labels == NOISE).mean()) if len(labels) else 0.0,
         "largest_share": float(sizes.max(initial=0) / max(len(labels), 1)),
@@ -138,62 +120,6 @@ def judge_purity(
         leakage_candidates=_leakage_candidates(cosines, crosses, settings),
         centroid_cosine_matrix=cosines.matrix,
     )
-
-
-def read_truth(records: Sequence[ImageRecord], source: str, *, input_dir: Path, image_subdir: str) -> TrueLabels:
-    """True labels of images: the name of their parent folder, or a CSV with the columns `path` and `label`.
-
-    A parent folder called `image_subdir` is passed over, as it only parts images from labels. Paths in the CSV are
-    relative to `input_dir` or absolute; a bare file name does where it is unique.
-
-    Raises UserError where the CSV cannot be used or names none of the images.
-    """
-    if source == PARENT_FOLDER:
-        return TrueLabels([_folder_label(record.relative_path, image_subdir) for record in records], source, 0)
-    path = Path(source).expanduser()
-    if not path.is_file():
-        raise UserError(f"purity.truth {path} is no file; give a CSV with the columns path and label, or parent_folder")
-    given = _read_label_csv(path)
-    by_name = Counter(Path(record.relative_path).name for record in records)
-    labels: list[str | None] = []
-    used: set[str] = set()
-    for record in records:
-        name = Path(record.relative_path).name
-        candidates = [record.relative_path, str(record.path), *([name] if by_name[name] == 1 else [])]
-        match = next((candidate for candidate in candidates if candidate in given), None)
-        labels.append(given[match] if match is not None else None)
-        used |= {match} if match is not None else set()
-    if records and not used:
-        raise UserError(
-            f"purity.truth {path}: none of its {len(given)} paths is one of the {len(records)} images, such as "
-            f"{records[0].relative_path}; give paths relative to {input_dir}"
-        )
-    return TrueLabels(labels, str(path), len(given.keys() - used))
-
-
-def compare_with_truth(labels: np.ndarray, truth: TrueLabels) -> dict[str, Any]:
-    """NMI, ARI, ACC and purity of all images against true labels.
-
-    ACC counts labelled images that are noise as wrong; the other scores leave noise out, and `coverage` says how much
-    that is.
-    """
-    counts = Contingency()
-    counts.update(labels, truth.labels)
-    scores: Agreement = counts.agreement()
-    return {
-        "source": truth.source,
-        "n_images": scores.n_rows,
-        "n_labeled": scores.n_scored + scores.n_without_cluster,
-        "n_unmatched": truth.n_unmatched,
-        "n_labels": scores.n_labels,
-        "n_clusters": scores.n_clusters,
-        "acc": _number(scores.accuracy * scores.coverage),
-        "nmi": _number(scores.nmi),
-        "ari": _number(scores.ari),
-        "ami": _number(scores.ami),
-        "purity": _number(scores.purity),
-        "coverage": _number(scores.coverage),
-    }
 
 
 def _reasons(metrics: dict[str, float | None], settings: PuritySettings) -> list[str]:
@@ -240,46 +166,15 @@ def _leakage_candidates(
     cosines: CentroidCosines, crosses: CrossRatios, settings: PuritySettings
 ) -> list[dict[str, Any]]:
     """Pairs of clusters that look like one, the most alike first."""
-    ids = cosines.cluster_ids
-    found = []
+    ids, found = cosines.cluster_ids, []
     for left, right in zip(*np.triu_indices(len(ids), k=1), strict=True):
         if cosines.matrix[left, right] > settings.max_centroid_cosine:
-            found.append(
-                {
-                    "clusters": [cluster_name(int(ids[left])), cluster_name(int(ids[right]))],
-                    "reason": "centroids are alike",
-                    "value": float(cosines.matrix[left, right]),
-                }
-            )
-    for position in np.flatnonzero(crosses.ratios > settings.max_nn_cross_ratio):
-        pair = (int(ids[position]), int(crosses.dominant_neighbors[position]))
-        found.append(
-            {
-                "clusters": [cluster_name(number) for number in pair],
-                "reason": "neighbours lie in the other cluster",
-                "value": float(crosses.ratios[position]),
-            }
-        )
-    return sorted(found, key=lambda candidate: -float(str(candidate["value"])))
-
-
-def _folder_label(relative_path: str, image_subdir: str) -> str | None:
-    folders = [part for part in Path(relative_path).parts[:-1] if part != image_subdir]
-    return folders[-1] if folders else None
-
-
-def _read_label_csv(path: Path) -> dict[str, str]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            if not {"path", "label"} <= set(columns):
-                raise UserError(f"purity.truth {path} has the columns {columns}; it needs path and label")
-            return {row["path"]: row["label"] for row in reader}
-    except (UnicodeDecodeError, csv.Error) as problem:
-        raise UserError(f"purity.truth {path} cannot be read: {problem}; save it as CSV in UTF-8") from None
-
-
-def _number(value: float) -> float | None:
-    """NaN, which JSON does not know, as None."""
-    return None if math.isnan(value) else float(value)
+            found.append((ids[left], ids[right], "centroids are alike", cosines.matrix[left, right]))
+    for place in np.flatnonzero(crosses.ratios > settings.max_nn_cross_ratio):
+        other = crosses.dominant_neighbors[place]
+        found.append((ids[place], other, "neighbours lie in the other cluster", crosses.ratios[place]))
+    found.sort(key=lambda candidate: -candidate[3])
+    return [
+        {"clusters": [cluster_name(int(one)), cluster_name(int(other))], "reason": reason, "value": float(value)}
+        for one, other, reason, value in found
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -90,3 +91,8 @@ def cluster_name(label: int) -> str:
 def printable(text: str) -> str:
     """Text with the bytes of a file name that are not UTF-8 written as `\\xff`, so that every format can hold it."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def number_or_none(value: float) -> float | None:
+    """NaN, which JSON does not know, as None."""
+    return None if math.isnan(value) else float(value)

@@ -366,7 +366,7 @@ def test_all_images_equal(tmp_path):
     (tmp_path / "in").mkdir()
     for number in range(60):
         (tmp_path / "in" / f"{number}.png").write_bytes(encode(picture(), "PNG"))
-    with pytest.raises(UserError, match="1 distinct images are too few"):
+    with pytest.raises(UserError, match="1 distinct image is too few"):
         image_cluster.run(small_settings(tmp_path))
 
 
@@ -416,7 +416,7 @@ def test_a_second_run_after_a_move_has_nothing_to_do_and_undo_says_what_it_left(
     taken.parent.mkdir(parents=True, exist_ok=True)
     taken.write_bytes(b"another file of that name")
     assert main("--config", str(config), "--undo") == 1  # one file could not go back
-    assert "1 files were not put back, the others were" in capsys.readouterr().err
+    assert "one file was not put back, the others were" in capsys.readouterr().err
     taken.unlink()
     assert main("--config", str(config), "--undo") == 0
     assert contents(stripes_dir) == before

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import image_parts.features as features_module
 from common.config import UserError, settings_from_values
 from image_parts.cache import FeatureCache
 from image_parts.decode import read_image
 from image_parts.extractors import HogExtractor
-from image_parts.features import extract_features, map_ahead
+from image_parts.features import extract_features
+from image_parts.preparation import map_ahead
 from image_parts.preprocess import prepare_image
 from image_parts.scan import scan_images
 from image_parts.settings import ImageSettings
@@ -180,7 +180,7 @@ def test_a_file_that_vanishes_after_the_scan_is_reported(folder):
 
 
 def test_worker_processes_give_the_same_bytes(folder, monkeypatch):
-    monkeypatch.setattr(features_module, "_MIN_IMAGES_FOR_PROCESSES", 4)
+    monkeypatch.setattr("image_parts.preparation._MIN_IMAGES_FOR_PROCESSES", 4)
     alone = extract(settings_for(folder, cache={"enabled": False}))
     together = extract(settings_for(folder, cache={"enabled": False}, model={"num_workers": 2}))
     assert np.array_equal(alone.vectors, together.vectors) and alone.bad == together.bad
@@ -247,7 +247,7 @@ def test_an_exception_keeps_what_was_computed(folder, monkeypatch):
             raise KeyboardInterrupt
         return prepare_image(*arguments, **options)
 
-    monkeypatch.setattr(features_module, "prepare_image", fail_late)
+    monkeypatch.setattr("image_parts.preparation.prepare_image", fail_late)
     with pytest.raises(KeyboardInterrupt):
         extract(settings_for(folder))
     monkeypatch.undo()

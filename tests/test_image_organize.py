@@ -24,8 +24,9 @@ from image_parts import moves
 from image_parts.journal import Journal
 from image_parts.naming import Wanted, assign_stems, collision_key
 from image_parts.organize import find_stage, organize, resume, undo
-from image_parts.plan import plan_files, read_plan, write_plan
+from image_parts.plan import read_plan, write_plan
 from image_parts.plan_check import check_plan
+from image_parts.planner import plan_files
 from image_parts.records import ClusteredImages, ImageRecord
 from image_parts.settings import AnnotationSettings
 

@@ -24,9 +24,10 @@ from image_parts.pipeline import (
     place_in_space,
     project_pca,
 )
-from image_parts.purity import TrueLabels, compare_with_truth, measure_purity, read_truth
+from image_parts.purity import measure_purity
 from image_parts.records import NOISE, ImageRecord, cluster_name
 from image_parts.settings import ClusteringSettings, ImageSettings, PuritySettings
+from image_parts.truth import TrueLabels, compare_with_truth, read_truth
 
 
 def record(name: str) -> ImageRecord:

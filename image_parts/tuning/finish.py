@@ -15,11 +15,12 @@ from common.commit import atomic_file
 from common.config import UserError
 from image_parts.features import Features, extract_features
 from image_parts.pipeline import ReducedFeatures, cluster_features, expand_to_images, place_in_space
-from image_parts.purity import compare_with_truth, feature_neighbors, measure_purity, read_truth
+from image_parts.purity import feature_neighbors, measure_purity
 from image_parts.records import ClusteredImages
 from image_parts.scan import ScannedImages, n_workers_of
 from image_parts.settings import ImageSettings
 from image_parts.tables import write_purity, write_tables
+from image_parts.truth import compare_with_truth, read_truth
 from image_parts.tuning.evaluate import Evaluation, labels_digest
 from image_parts.tuning.outputs import TOP, runnable_settings
 from image_parts.tuning.records import iteration_dir, require_evaluation
