@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -198,7 +199,7 @@ def _precision(settings: Settings) -> str:
         return settings.precision
     from common.kmeans import best_precision
 
-    return best_precision("cuda" if settings.gpu else "cpu")
+    return best_precision("cpu" if _training_backend(settings.gpu, settings.algorithm) is None else "cuda")
 
 
 def _train_best(stream: VectorStream, shards: ShardSet, settings: Settings, *, overwrite: bool) -> ClusterNumber:
@@ -248,7 +249,8 @@ def fit(stream: VectorStream, shards: ShardSet, settings: Settings, n_clusters: 
     """Train by the algorithm and on the device that the settings name."""
     from common import kmeans
 
-    backend, report = _training_backend(settings), log.info if settings.progress else log.debug
+    backend = _training_backend(settings.gpu, settings.algorithm)
+    report = log.info if settings.progress else log.debug
     if backend is not None and backend.uses_cuml and settings.algorithm != "spherical":
         return kmeans.train_cuml(
             stream.in_memory(),
@@ -315,14 +317,15 @@ def _map_settings(settings: Settings, backend: Backend | None) -> dict[str, Any]
     }
 
 
-def _training_backend(settings: Settings) -> Backend | None:
-    """The GPU backend to train on, or None for the CPU."""
-    if not settings.gpu:
+@cache
+def _training_backend(gpu: bool, algorithm: str) -> Backend | None:
+    """The GPU backend to train on, or None for the CPU; looked for, and told, once."""
+    if not gpu:
         return None
     from common.backend import choose_backend
 
     backend = choose_backend("cuda")
-    if settings.algorithm == "minibatch" and backend.name != "cpu":
+    if algorithm == "minibatch" and backend.name != "cpu":
         log.warning("there is no mini-batch k-means for the GPU: full passes are made instead")
     return None if backend.name == "cpu" else backend
 

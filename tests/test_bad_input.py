@@ -21,7 +21,7 @@ from common.columns import read_vectors, vector_array
 from common.commit import Identity, OutputLock
 from common.config import StageSettings, UserError
 from common.outputs import StageOutput
-from common.shards import open_shards
+from common.shards import open_shards, read_stamp
 from tests.stage_runner import SECTIONS, read_folder, run_main, run_stage, write_parquet
 from tests.tiny_encoder import save_tiny_encoder
 
@@ -284,6 +284,19 @@ def test_more_clusters_than_rows_with_a_vector(tmp_path, stage, up_to):
     assert "train.n_clusters=53 is more than the 52 rows with a vector" in stage(TRAIN, n_clusters=53).error
     assert "train.n_clusters=53 is more than the 52 rows" in stage(TRAIN, n_clusters=[4, 53]).error
     assert not (tmp_path / "centroids.parquet").exists()
+
+
+def test_a_gpu_that_is_not_there_leaves_training_as_it_is_on_the_cpu(tmp_path, stage, up_to, monkeypatch):
+    """Its products too: in bfloat16 a processor without AMX would take twice as long, and round."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    up_to(1)
+    assert stage(TRAIN).exit_code == 0
+    result = stage(TRAIN, gpu=True, centroids_out="asked.parquet")
+    assert result.exit_code == 0 and result.stderr.count("no GPU is usable, so the CPU is used") == 1
+    usual, asked = tmp_path / "centroids.parquet", tmp_path / "asked.parquet"
+    assert pq.read_table(usual).equals(pq.read_table(asked))
+    assert read_stamp(usual).identity["keys"]["precision"] == read_stamp(asked).identity["keys"]["precision"]
 
 
 def test_what_is_refused_takes_nothing_away(tmp_path, stage, up_to):
