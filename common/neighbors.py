@@ -8,6 +8,7 @@ One graph at the largest k serves everything that asks for neighbours: UMAP, the
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 import threading
 from contextlib import nullcontext
@@ -62,7 +63,7 @@ def exact_neighbors(
     Cosine distance is 1 - cosine, and 1 for a zero row, as in scikit-learn. Distances come from differences of rows,
     so that duplicates are at exactly 0, and equal distances are ordered by index. Which of more than k + 4 rows at the
     same distance are listed depends on rounding, but is the same on every run on one machine.
-    `chunk` is the number of rows per block; on `device` "cuda" the products run with torch.
+    `chunk` is the number of rows per block; on `device` "cuda" the products run with torch, or CuPy without torch.
     Raises UserError if k is not between 1 and n - 1, or if a value is not finite.
     """
     n = len(vectors)
@@ -74,7 +75,7 @@ def exact_neighbors(
     if device == "cpu":
         candidates = _candidates_on_cpu(*factors, n_candidates, chunk or _TILE_ROWS)
     else:
-        candidates = _candidates_by_torch(*factors, n_candidates, chunk or max(16, _BLOCK_ELEMENTS // n), device)
+        candidates = _candidates_on_gpu(*factors, n_candidates, chunk or max(16, _BLOCK_ELEMENTS // n), device)
     candidates.sort(axis=1)  # equal distances go by index
     exact = _distances(points, candidates, metric)
     order = np.argsort(exact, axis=1, kind="stable")[:, :k]
@@ -132,6 +133,13 @@ def _bounding_rows(rows: np.ndarray, count: int) -> np.ndarray | None:
     return bounding if share <= _MAX_SHARE else None
 
 
+def _candidates_on_gpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
+    """Indices [n, count] of the highest scores of each row, by torch, or by CuPy, which cuML brings along."""
+    if importlib.util.find_spec("torch"):
+        return _candidates_by_torch(left, right, count, chunk, device)
+    return _candidates_by_cupy(left, right, count, chunk)
+
+
 def _candidates_by_torch(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
     """Indices [n, count] of the highest scores of each row, itself excluded, with torch on a device."""
     import torch
@@ -143,6 +151,21 @@ def _candidates_by_torch(left: np.ndarray, right: np.ndarray, count: int, chunk:
         here = torch.arange(len(scores), device=scores.device)
         scores[here, here + start] = -torch.inf
         ids[start : start + chunk] = torch.topk(scores, count, dim=1, sorted=False).indices.cpu().numpy()
+    return ids
+
+
+def _candidates_by_cupy(left: np.ndarray, right: np.ndarray, count: int, chunk: int) -> np.ndarray:
+    """The same with CuPy, on the GPU that cuML uses."""
+    import cupy
+
+    lefts, rights = cupy.asarray(left), cupy.asarray(right)
+    ids = np.empty((len(left), count), np.int32)
+    for start in range(0, len(left), chunk):
+        scores = lefts[start : start + chunk] @ rights.T
+        here = cupy.arange(len(scores))
+        scores[here, here + start] = -np.inf
+        best = cupy.argpartition(scores, len(left) - count, axis=1)[:, len(left) - count :]
+        ids[start : start + chunk] = cupy.asnumpy(best)
     return ids
 
 

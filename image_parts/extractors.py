@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
 _IMAGENET_STD = (0.229, 0.224, 0.225)
 
+_ADVICE = "give model.name a local folder that AutoModel loads, or use model.name=hog, which needs no weights"
+
 _HOG_BLOCK_CELLS = 2  # blocks of 2 x 2 cells are normalised together, as in Dalal and Triggs, CVPR 2005
 
 
@@ -126,7 +128,9 @@ class NetworkExtractor:
         self._network = _load_network(identity).to(device=self._device, dtype=self._dtype)
         self._config = self._network.config
         _check_image_size(settings, self._config)
-        self._has_cls = any(name.endswith(("cls_token", "class_embedding")) for name, _ in _parameters(self._network))
+        self._has_cls = any(
+            name.endswith(("cls_token", "class_embedding")) for name, _ in self._network.named_parameters()
+        )
         mean, std = _normalization(identity)
         self._mean = torch.tensor(mean, device=self._device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self._device).view(1, 3, 1, 1)
@@ -182,13 +186,6 @@ def _load_network(identity: ModelIdentity) -> Any:
     except (OSError, ValueError, ImportError) as problem:
         raise UserError(f"model {identity.source} cannot be loaded: {_first_line(problem)}; {_ADVICE}") from None
     return getattr(model, "vision_model", model).eval()
-
-
-_ADVICE = "give model.name a local folder that AutoModel loads, or use model.name=hog, which needs no weights"
-
-
-def _parameters(network: Any) -> list[tuple[str, Any]]:
-    return list(network.named_parameters())
 
 
 def _check_image_size(settings: ModelSettings, config: Any) -> None:

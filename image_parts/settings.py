@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -156,6 +157,13 @@ class VisualizationSettings(Section):
     thumbnail_size: int = Field(80, ge=16, le=256, description="pixels of the longer side")
     samples_per_cluster: int = Field(16, ge=1, le=400, description="images of each cluster in the grid")
     clahe_comparison_samples: int = Field(8, ge=1, le=64, description="images in the preprocessing comparison")
+
+    @field_validator("viz_dir")
+    @classmethod
+    def _below_output(cls, value: str) -> str:
+        if Path(value).is_absolute() or ".." in Path(value).parts or Path(value) == Path():
+            raise ValueError("must be a folder below output_dir, such as viz")
+        return value
 
 
 class AnnotationSettings(Section):

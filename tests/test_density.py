@@ -40,6 +40,18 @@ def test_neighbors_equal_scikit_learn(metric, n, k, method, monkeypatch):
     _check_against_scikit_learn(result, vectors, k, metric)
 
 
+def test_neighbors_on_a_gpu_without_torch_are_found_by_cupy(blobs, monkeypatch):
+    """As in an environment of RAPIDS: torch is not there, CuPy is; NumPy stands in for its functions."""
+    stand_in = ModuleType("cupy")
+    for name in ("asarray", "arange", "argpartition"):
+        setattr(stand_in, name, getattr(np, name))
+    stand_in.asnumpy = np.asarray
+    monkeypatch.setitem(sys.modules, "cupy", stand_in)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    found = exact_neighbors(blobs, 5, device="cuda")
+    assert np.array_equal(found.indices, exact_neighbors(blobs, 5).indices)
+
+
 def test_neighbors_of_sorted_clusters_equal_scikit_learn():
     """Nearer rows come in later blocks: whole clusters, and a drift towards the last row."""
     rng = np.random.default_rng(5)

@@ -97,6 +97,7 @@ def test_extensions_are_cleaned():
     ("mode=link", r"mode: .*'copy', 'move', 'hardlink' or 'symlink'"),
     ("annotations.label_subdir=img", r"annotations: image_subdir and label_subdir must be two different folders"),
     ("annotations.label_subdir=a/b", r"annotations.label_subdir: must be the name of one folder"),
+    ("visualization.viz_dir=../pictures", r"visualization.viz_dir: must be a folder below output_dir"),
     ("image_extensions=[]", r"image_extensions: .*at least 1"),
     ("reduction.random_state=-1", r"reduction.random_state: .*greater than or equal to 0"),
     ("purity.enabled=3", r"purity.enabled: "),
