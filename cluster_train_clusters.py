@@ -116,8 +116,8 @@ def check(settings: Settings) -> dict[str, Any]:
     shards = _open_input(settings)
     plan = {"stage": settings.run_mode, "rows": shards.n_rows, "shards": len(shards.shards)}
     if settings.run_mode == "predict":
-        centroids = load_centroids(settings.centroids_out)
-        return plan | {"clusters": len(centroids.ids), "output": settings.output_dir or settings.input_dir}
+        n_clusters = len(_open_predictor(shards, settings).centroids.ids)
+        return plan | {"clusters": n_clusters, "output": settings.output_dir or settings.input_dir}
     _refuse_too_many(settings, shards.n_rows)
     return plan | {"n_clusters": settings.cluster_numbers, "output": settings.centroids_out}
 
@@ -336,10 +336,8 @@ def _training_backend(gpu: bool, algorithm: str) -> Backend | None:
 def predict(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
     """Give every row the id of its nearest centroid, in place or, ids only, into `output_dir`."""
     watch = cli.Stopwatch()
-    centroids = load_centroids(settings.centroids_out)
-    predictor = Predictor(centroids, settings.pca_column, settings.centroid_column, settings.distance_column)
-    predictor.refuse_other_dimension(shards)
-    identity = predict_identity(settings, shards, centroids)
+    predictor = _open_predictor(shards, settings)
+    identity = predict_identity(settings, shards, predictor.centroids)
     if settings.output_dir:
         totals = predict_into_folder(settings.output_dir, shards, predictor, identity, settings, overwrite=overwrite)
     else:
@@ -353,6 +351,13 @@ def predict(shards: ShardSet, settings: Settings, *, overwrite: bool) -> Path:
             watch.seconds,
         )
     return Path(settings.output_dir or settings.input_dir)
+
+
+def _open_predictor(shards: ShardSet, settings: Settings) -> Predictor:
+    centroids = load_centroids(settings.centroids_out)
+    predictor = Predictor(centroids, settings.pca_column, settings.centroid_column, settings.distance_column)
+    predictor.refuse_other_dimension(shards)
+    return predictor
 
 
 def predict_identity(settings: Settings, shards: ShardSet, centroids: Centroids) -> Identity:

@@ -427,8 +427,9 @@ def test_centroids_of_another_dimension(tmp_path, stage, up_to):
     write_parquet(
         tmp_path / "c.parquet", {"centroid_id": [0, 1], "center": vector_array(np.eye(2, 7, dtype=np.float32))}
     )
-    result = stage(TRAIN, run_mode="predict", centroids_out="c.parquet")
-    assert "have dimension 7, but" in result.error and "holds vectors of length 4" in result.error
+    for arguments in (["--check"], []):
+        result = stage(TRAIN, *arguments, run_mode="predict", centroids_out="c.parquet")
+        assert "have dimension 7, but" in result.error and "holds vectors of length 4" in result.error
     assert tree(tmp_path / "pca") == before
 
 
