@@ -34,8 +34,10 @@ _N_DIRECTIONS = 64
 _MIN_ROWS_PER_DIMENSION = 16
 # Added to the square of what lies beyond the directions: more than float32 products of unit rows are off.
 _BOUND_MARGIN = 1e-5
+# Rows that are turned at a time: few megabytes.
+_PIECE_ROWS = 4096
 # Rows by which bounds are judged, and the share of pairs above which multiplying them one by one takes longer.
-_N_ASKED = 64
+_N_ASKED = 32
 _MAX_SHARE = 0.03
 # Squares of longer rows are beyond float32.
 _HUGE = 1e18
@@ -123,14 +125,25 @@ def _bounding_rows(rows: np.ndarray, count: int) -> np.ndarray | None:
     if d < 2 * _N_DIRECTIONS or n < _MIN_ROWS_PER_DIMENSION * d:
         return None
     _, directions = np.linalg.eigh((rows.T @ rows).astype(np.float64))
-    turned = rows @ directions[:, -_N_DIRECTIONS:].astype(np.float32)
-    squares = [np.einsum("nd,nd->n", part, part, dtype=np.float64) for part in (rows, turned)]
-    rest = np.sqrt(np.maximum(squares[0] - squares[1], 0.0) + _BOUND_MARGIN)
-    bounding = np.hstack([turned, rest[:, None].astype(np.float32)])
-    asked = np.linspace(0, n - 1, _N_ASKED).astype(np.int64)
-    least = np.partition(rows[asked] @ rows.T, n - count - 1, axis=1)[:, n - count - 1]  # a row is its own best
-    share = np.mean(bounding[asked] @ bounding.T >= least[:, None])
-    return bounding if share <= _MAX_SHARE else None
+    main = np.ascontiguousarray(directions[:, -_N_DIRECTIONS:], np.float32)
+    bounding = np.empty((n, _N_DIRECTIONS + 1), np.float32)
+    for start in range(0, n, _PIECE_ROWS):
+        part = rows[start : start + _PIECE_ROWS]
+        turned = part @ main
+        inside, whole = (np.einsum("nd,nd->n", x, x, dtype=np.float64) for x in (turned, part))
+        bounding[start : start + _PIECE_ROWS, :-1] = turned
+        bounding[start : start + _PIECE_ROWS, -1] = np.sqrt(np.maximum(whole - inside, 0.0) + _BOUND_MARGIN)
+    return bounding if _share_of_candidates(rows, bounding, count) <= _MAX_SHARE else None
+
+
+def _share_of_candidates(rows: np.ndarray, bounding: np.ndarray, count: int) -> float:
+    """The share of all pairs whose bound reaches the `count` best scores of a row, estimated from a few rows."""
+    n = len(rows)
+    shares = []
+    for row in np.linspace(0, n - 1, _N_ASKED).astype(np.int64):
+        least = np.partition(rows @ rows[row], n - count - 1)[n - count - 1]  # one more: a row is its own best
+        shares.append(np.mean(bounding @ bounding[row] >= least))
+    return float(np.mean(shares))
 
 
 def _candidates_on_gpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
