@@ -31,7 +31,7 @@ from common.outputs import StageOutput
 from common.shard_writer import ShardTask, split_rows
 from common.shards import CHUNK_ROWS, Shard, shard_name
 from common.stage import write_missing_shards
-from common.tables import Table, find_files, fingerprint_input, open_table
+from common.tables import Table, find_files, fingerprint_input, open_table, require_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -113,6 +113,8 @@ def check(settings: Settings) -> dict[str, Any]:
     if all(file.suffix == ".parquet" for file in files):
         table = _open_input(settings, Path(settings.output_dir) / ".input")
         plan |= {"rows": table.n_rows, "shards": len(split_rows(table.n_rows, settings.num_shards))}
+    else:
+        require_column(settings.input_parquet, settings.text_column, key="supervise.text_column")
     return plan | {"output_dir": settings.output_dir}
 
 

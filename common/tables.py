@@ -7,7 +7,7 @@ copied to parquet, because a range of their rows cannot be found without reading
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from common.commit import fingerprint_files
 from common.config import UserError
 from common.shards import damaged
-from common.text_tables import copy_to_parquet
+from common.text_tables import column_names, copy_to_parquet
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -47,8 +47,7 @@ class Table:
         """Raise UserError naming the columns that are there; `keys` are the config keys that chose the columns."""
         for index, column in enumerate(columns):
             if column not in self.schema.names:
-                key = f"; set {keys[index]}" if index < len(keys) else ""
-                raise UserError(f"{self.files[0]} has no column {column!r} (has: {', '.join(self.schema.names)}){key}")
+                raise _no_column(self.files[0], column, self.schema.names, key="".join(keys[index : index + 1]))
 
     def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows `start` to `stop` (exclusive) as one Arrow table of the common schema."""
@@ -74,6 +73,11 @@ class Table:
                     yield _read_range(file, low, high, [name for name in names if name in file.schema_arrow.names])
             except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
                 raise damaged(path, problem) from None
+
+
+def _no_column(path: Path, column: str, names: Iterable[str], *, key: str) -> UserError:
+    to_do = f"; set {key}" if key else ""
+    return UserError(f"{path} has no column {column!r} (has: {', '.join(names)}){to_do}")
 
 
 def _read_range(file: Any, low: int, high: int, names: list[str]) -> pa.Table:
@@ -114,6 +118,23 @@ def fingerprint_input(path: str) -> str:
     return fingerprint_files(find_files(path))
 
 
+def require_column(path: str, column: str, *, key: str) -> None:
+    """Raise UserError where an input of CSV or JSON lines lacks a column; nothing is copied, and reading stops there.
+
+    Where there is parquet among its files, nothing is looked at.
+    """
+    files = {file: _known_format(file) for file in find_files(path)}
+    if "parquet" in files.values():
+        return
+    seen: dict[str, None] = {}
+    for file, table_format in files.items():
+        for name in column_names(file, table_format):
+            if name == column:
+                return
+            seen[name] = None
+    raise _no_column(next(iter(files)), column, seen, key=key)
+
+
 def open_table(path: str, *, copy_folder: Path) -> Table:
     """Open an input as one table; `copy_folder` takes the parquet copies of CSV and JSON lines files.
 
@@ -132,11 +153,16 @@ def _format_of(path: Path) -> str | None:
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _as_parquet(path: Path, index: int, copy_folder: Path) -> Path:
+def _known_format(path: Path) -> str:
     table_format = _format_of(path)
     if table_format is None:
         known = ", ".join(sorted(_FORMATS))
         raise UserError(f"input {path} has an unknown format; known are {known}, also with .gz or .zip")
+    return table_format
+
+
+def _as_parquet(path: Path, index: int, copy_folder: Path) -> Path:
+    table_format = _known_format(path)
     if table_format == "parquet" and path.suffix.lower() != ".gz":
         return path
     copy = copy_folder / f"copy-{index:05d}.parquet"

@@ -45,6 +45,15 @@ def copy_to_parquet(path: Path, table_format: str, copy: Path) -> None:
             writer.write_table(table)
 
 
+def column_names(path: Path, table_format: str) -> Iterator[str]:
+    """Names of columns as they come up: those of a CSV file's header, those of JSON lines row by row."""
+    if table_format != "jsonl":
+        yield from _csv_schema(path, table_format).names
+        return
+    for row in _jsonl_rows(path):
+        yield from row
+
+
 def _read_tables(path: Path, table_format: str, schema: pa.Schema) -> Iterator[pa.Table]:
     import pyarrow as pa
 

@@ -331,3 +331,17 @@ def test_check_prints_the_plan_and_writes_nothing(tmp_path, supervise):
     plan = supervise(path, "--check", num_shards=2).json
     assert (plan["rows"], plan["shards"], plan["files"]) == (2, 2, 1)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("in.csv", "id,text\n1,pay\n"), ("in.jsonl", '{"id": 1}\n{"id": 2, "text": "pay"}\nnot JSON, and not read\n')],
+)
+def test_check_looks_for_the_text_column_without_copying(tmp_path, supervise, name, content):
+    path = tmp_path / name
+    path.write_text(content)
+    assert supervise(path, "--check").json["files"] == 1
+    path.write_text(content.replace("not JSON, and not read", ""))
+    error = supervise(path, "--check", text_column="txt").error
+    assert f"{name} has no column 'txt' (has: id, text); set supervise.text_column" in error
+    assert not (tmp_path / "out").exists()
