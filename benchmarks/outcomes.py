@@ -55,9 +55,14 @@ class Finding:
     @classmethod
     def flat_memory(cls, few: Cost, many: Cost) -> Finding:
         """Peak memory over ten times the rows."""
-        ratio = many.peak_mib / few.peak_mib
-        measured = f"{few.peak_mib:.0f} to {many.peak_mib:.0f} MiB"
-        return cls("memory at ten times the rows", measured, "flat", _verdict(ratio <= FLAT_WITHIN, f"{ratio:.2f}x"))
+        return cls.flat("memory at ten times the rows", few.peak_mib, many.peak_mib)
+
+    @classmethod
+    def flat(cls, what: str, few_mib: float, many_mib: float) -> Finding:
+        """Memory of few and of many rows."""
+        ratio = many_mib / few_mib
+        verdict = _verdict(ratio <= FLAT_WITHIN, f"{ratio:.2f}x")
+        return cls(what, f"{few_mib:.0f} to {many_mib:.0f} MiB", "flat", verdict)
 
 
 def _verdict(is_reached: bool, shortfall: str) -> str:
