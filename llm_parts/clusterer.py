@@ -29,7 +29,7 @@ from llm_parts.registry import ClusterRecord, ClusterRegistry
 from llm_parts.requests import Request
 from llm_parts.results import Assignment, Change
 from llm_parts.shortlist import ClusterIndex, TextVectors
-from llm_parts.twins import merge_twins
+from llm_parts.twins import Twins
 
 # The timetable. More of either keeps more calls in flight and lets a batch see less of the ones just before it.
 PROPOSED_AHEAD = 3  # batches for which proposals are asked while those before them are still compared and judged
@@ -116,6 +116,7 @@ class Clusterer:
             n_candidates=options.merge_candidates,
             similarity=options.merge_similarity,
         )
+        self._twins = Twins(registry, self._merger, vectors, similarity=options.merge_similarity)
         self._fresh: list[str] = []  # ids of the clusters made by this run, in the order of their making
         self._waiting: list[Request] = []  # the rare-case buffer
         self._n_new_waiting = 0  # since it was last reviewed
@@ -146,7 +147,8 @@ class Clusterer:
             _Batch(self._book.begin(requests, batch_number=number), n_rows=len(requests))
             for number, requests in batches
         )
-        yield from self._run(todo)
+        with self._client.crew() as crew:
+            yield from self._run(todo, crew)
         self._tidy()
 
     def get_ready(self, requests: Sequence[Request]) -> None:
@@ -158,14 +160,17 @@ class Clusterer:
 
     def finish(self) -> None:
         """Come back to the requests that nobody took, and merge new clusters that are one and the same."""
-        for _ in range(MAX_REVIEWS):
-            n_left = len(self._waiting)
-            for _ in self._run(deque(self._reviews())):
-                pass
-            if len(self._waiting) in (0, n_left):
-                break
-        self._tidy()
-        self._merge_twins()
+        with self._client.crew() as crew:
+            self._twins.ask(self._fresh, crew)  # most of them are told by then, while what is left is reviewed
+            for _ in range(MAX_REVIEWS):
+                n_left = len(self._waiting)
+                for _ in self._run(deque(self._reviews()), crew):
+                    pass
+                if len(self._waiting) in (0, n_left):
+                    break
+            self._tidy()
+            self.counts["clusters_merged"] += self._twins.merge(self._fresh, crew)
+        self._book.follow_merges()
         self._book.note_changes()
 
     def take_changes(self) -> list[Assignment]:
@@ -190,29 +195,28 @@ class Clusterer:
             **{name: self.counts[name] for name in sorted(self.counts)},
         }
 
-    def _run(self, todo: deque[_Batch]) -> Iterator[int]:
+    def _run(self, todo: deque[_Batch], crew: Crew) -> Iterator[int]:
         """Take batches through proposing, merging and judging, several at a time, until all are done."""
         proposed: deque[_Batch] = deque()
         judged: deque[_Batch] = deque()
         checked: deque[_Batch] = deque()
-        with self._client.crew() as crew:
-            while todo or proposed or judged or checked:
-                while todo and len(proposed) <= self._n_ahead:
-                    proposed.append(self._start_proposing(todo.popleft(), crew))
-                batch = proposed.popleft() if proposed else None
-                if batch is not None:
-                    self._start_merging(batch, crew)
-                    self._expect_vectors(todo)
-                    self._admit(batch, crew)
-                if checked:
-                    self._record(checked[0], crew)
-                    yield checked.popleft().n_rows
-                if judged and (batch is None or _n_requests(judged) >= JUDGED_AT_ONCE * self._options.batch_size):
-                    checked.append(self._start_checking(judged.popleft(), crew))
-                if batch is not None:
-                    judged.append(self._start_judging(batch, crew))
-                if self._is_review_due(is_last=not todo):
-                    todo.extendleft(reversed(self._reviews()))
+        while todo or proposed or judged or checked:
+            while todo and len(proposed) <= self._n_ahead:
+                proposed.append(self._start_proposing(todo.popleft(), crew))
+            batch = proposed.popleft() if proposed else None
+            if batch is not None:
+                self._start_merging(batch, crew)
+                self._expect_vectors(todo)
+                self._admit(batch, crew)
+            if checked:
+                self._record(checked[0], crew)
+                yield checked.popleft().n_rows
+            if judged and (batch is None or _n_requests(judged) >= JUDGED_AT_ONCE * self._options.batch_size):
+                checked.append(self._start_checking(judged.popleft(), crew))
+            if batch is not None:
+                judged.append(self._start_judging(batch, crew))
+            if self._is_review_due(is_last=not todo):
+                todo.extendleft(reversed(self._reviews()))
 
     def _expect_vectors(self, todo: Iterable[_Batch]) -> None:
         """Have the batches embedded that will be proposed next, while the model compares and judges."""
@@ -253,32 +257,29 @@ class Clusterer:
         self.counts["invented_request_ids"] += read.n_invented_ids
         batch.hit_limit = read.hit_limit
         drafts = drafts_of(read.proposals, self.registry)
-        known = self.registry.live()
-        near = self._merger.nearest(known, drafts)
-        batch.proposed = {r.position: ids for p, ids in zip(read.proposals, near, strict=True) for r in p.requests}
-        in_sight = [row for row, ids in enumerate(near) if batch.is_review or not ids or ids[0] in batch.likely]
-        self.counts["proposals_out_of_sight"] += len(drafts) - len(in_sight)
-        talks = self._merger.talks(known, [drafts[row] for row in in_sight])
-        batch.merging = [
-            _Merging(drafts[row], read.proposals[row].requests, crew.start(talk, urgency=FIRST))
-            for row, talk in zip(in_sight, talks, strict=True)
-        ]
+        for proposal, draft, near in zip(
+            read.proposals, drafts, self._merger.nearest(self.registry.live(), drafts), strict=True
+        ):
+            nearest_ids = [record.cluster_id for record in near]
+            batch.proposed.update((request.position, nearest_ids) for request in proposal.requests)
+            if near and nearest_ids[0] not in batch.likely and not batch.is_review:
+                self.counts["proposals_out_of_sight"] += 1
+            else:
+                running = crew.start(self._merger.decide(draft, near), urgency=FIRST)
+                batch.merging.append(_Merging(draft, proposal.requests, running))
 
     def _admit(self, batch: _Batch, crew: Crew) -> None:
         """Put proposed clusters into the registry, those that are known already as other names of the known ones."""
-        final: dict[str, str] = {}  # the draft's id -> the cluster that it became
         for merging in batch.merging:
             draft, decision = merging.draft, crew.result(merging.decision)
             if decision.same_as is not None:
-                final[draft.cluster_id] = final.get(decision.same_as, decision.same_as)
-                self.registry.add_alias(final[draft.cluster_id], draft.name)
+                final = self.registry.add_alias(decision.same_as, draft.name)
                 self.counts["proposals_merged"] += 1
             else:
-                parent = final.get(decision.part_of, decision.part_of) if decision.part_of is not None else None
-                record = self.registry.add(draft.name, summary=draft.summary, criteria=draft.criteria, parent_id=parent)
-                final[draft.cluster_id] = record.cluster_id
-                batch.new.append(record.cluster_id)
-            batch.proposed.update((request.position, [final[draft.cluster_id]]) for request in merging.requests)
+                words = {"summary": draft.summary, "criteria": draft.criteria}
+                final = self.registry.add(draft.name, **words, parent_id=decision.part_of)
+                batch.new.append(final.cluster_id)
+            batch.proposed.update((request.position, [final.cluster_id]) for request in merging.requests)
         self._fresh += batch.new
         is_settled = len(batch.new) * SETTLED_FROM <= len(batch.requests)
         self._n_ahead = min(self._n_ahead + 1, PROPOSED_AHEAD) if is_settled else 0
@@ -370,21 +371,6 @@ class Clusterer:
                 self.registry.remove(cluster_id)
                 self._fresh.remove(cluster_id)
                 self.counts["proposals_unused"] += 1
-
-    def _merge_twins(self) -> None:
-        """Compare each new cluster with the one nearest to it, now that their requests are known, and merge equals."""
-        if not self._options.merge_candidates:
-            return
-        with self._client.crew() as crew:
-            self.counts["clusters_merged"] += merge_twins(
-                self.registry,
-                fresh=set(self._fresh),
-                crew=crew,
-                merger=self._merger,
-                vectors=self.vectors,
-                similarity=self._options.merge_similarity,
-            )
-        self._book.follow_merges()
 
     def _vectors_of(self, requests: Sequence[Request]) -> np.ndarray:
         return self.vectors.of([request.text for request in requests])

@@ -1,8 +1,9 @@
 """Merging: a proposed cluster that is known already becomes another name of the known one.
 
 Candidates come by embedding, the model decides: same, part of or different. "Same" must be said twice, the second time
-with the two clusters changed about, because one wrong "same" loses a cluster for good. All proposals of a batch are
-compared at the same time; what becomes of them is decided in their order, whichever answer came first.
+with the two clusters changed about, because one wrong "same" loses a cluster for good. Proposals of one answer are not
+compared with each other: the model has just told them apart. Should it have been wrong, they are found to be twins at
+the end, when the requests of both are known.
 """
 
 from __future__ import annotations
@@ -54,34 +55,33 @@ class Merger:
         self._n_candidates = n_candidates
         self._similarity = similarity
 
+    @property
+    def merges(self) -> bool:
+        """Whether clusters are compared at all: with `merge_candidates: 0` they are not."""
+        return self._n_candidates > 0
+
     def build_prompt(self, clusters: Sequence[Mapping[str, Any]]) -> str:
         """The user message: the two clusters to compare."""
         return f"{tagged('clusters', clusters)}\n\nIs the first the same as the second, a part of it, or different?"
 
-    def talks(self, known: Sequence[ClusterRecord], new: Sequence[ClusterRecord]) -> list[Talk[MergeDecision]]:
-        """A conversation for each new cluster: what it is to the known ones and to the new ones before it."""
-        records = [*known, *new]
-        candidates = self._candidates(records, n_known=len(known))
-        return [
-            self._decide(records[row], [records[column] for column in candidates.get(row, ())])
-            for row in range(len(known), len(records))
-        ]
-
-    def nearest(self, known: Sequence[ClusterRecord], new: Sequence[ClusterRecord]) -> list[list[str]]:
-        """For each new cluster the known ones that are near enough to be compared with it, the nearest first."""
-        if not known or not new or self._n_candidates == 0:
+    def nearest(self, known: Sequence[ClusterRecord], new: Sequence[ClusterRecord]) -> list[list[ClusterRecord]]:
+        """For each new cluster the known ones that it may be, nearest first; one of its name always is the first."""
+        if not known or not new:
             return [[] for _ in new]
         similarity = cluster_similarities([*known, *new], self._vectors)[len(known) :, : len(known)]  # [new, known]
+        names = np.array([normal_name(record.name) for record in known])
+        for row, record in zip(similarity, new, strict=True):
+            row[names == normal_name(record.name)] = 2.0  # above every cosine
         order = np.argsort(-similarity, axis=1, kind="stable")
         return [
-            [known[column].cluster_id for column in columns if row[column] >= self._similarity]
+            [known[column] for column in columns if row[column] >= self._similarity]
             for row, columns in zip(similarity, order, strict=True)
         ]
 
-    def _decide(self, record: ClusterRecord, candidates: Sequence[ClusterRecord]) -> Talk[MergeDecision]:
-        """Compare one cluster with its candidates, the nearest first, until it is the same as one."""
+    def decide(self, record: ClusterRecord, nearest: Sequence[ClusterRecord]) -> Talk[MergeDecision]:
+        """Compare a new cluster with the few known ones nearest to it, until it is the same as one."""
         part_of = None
-        for other in candidates:
+        for other in nearest[: self._n_candidates]:
             word = yield from self.compare(record, other)
             if word == "same":
                 return MergeDecision(same_as=other.cluster_id)
@@ -104,20 +104,6 @@ class Merger:
         return LlmRequest(
             build_messages(self.instructions, prompt, context=self._context), MergeAnswer, "merge", step=step
         )
-
-    def _candidates(self, records: Sequence[ClusterRecord], *, n_known: int) -> dict[int, list[int]]:
-        """For each new record the records before it that it may be, nearest first; one of its name always may."""
-        if self._n_candidates == 0 or len(records) == n_known:
-            return {}
-        similarity = cluster_similarities(records, self._vectors)
-        names = [normal_name(record.name) for record in records]
-        candidates = {}
-        for row in range(n_known, len(records)):
-            scores = similarity[row, :row].copy()
-            scores[[column for column in range(row) if names[column] == names[row]]] = 2.0  # above every cosine
-            nearest = np.argsort(-scores, kind="stable")[: self._n_candidates]
-            candidates[row] = [int(column) for column in nearest if scores[column] >= self._similarity]
-        return candidates
 
 
 def cluster_similarities(records: Sequence[ClusterRecord], vectors: TextVectors) -> np.ndarray:

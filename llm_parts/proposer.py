@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_parts.client import Answer, LlmRequest
@@ -15,6 +15,7 @@ from llm_parts.registry import (
     ClusterRegistry,
     clean_line,
     make_cluster_id,
+    normal_name,
 )
 from llm_parts.requests import Request
 from llm_parts.schemas import ProposerAnswer
@@ -98,24 +99,27 @@ class Proposer:
         if answer.value is None:
             return Proposals([], hit_limit=False)
         by_id = {request.prompt_id: request for request in requests}
-        proposals, n_invented = [], 0
+        proposals: dict[str, Proposal] = {}  # by name: a name that comes twice is one cluster
+        n_invented = 0
         for proposed in answer.value.clusters[:max_clusters]:
             name = clean_line(proposed.name, max_chars=MAX_NAME_CHARS)
             if not name:
                 continue
             members = [by_id[given] for given in dict.fromkeys(proposed.request_ids) if given in by_id]
             n_invented += len(set(proposed.request_ids) - by_id.keys())
-            proposals.append(
-                Proposal(
-                    name=name,
-                    summary=clean_line(proposed.summary, max_chars=MAX_TEXT_CHARS),
-                    criteria=clean_line(proposed.criteria, max_chars=MAX_TEXT_CHARS),
-                    requests=tuple(members),
-                )
+            proposal = Proposal(
+                name=name,
+                summary=clean_line(proposed.summary, max_chars=MAX_TEXT_CHARS),
+                criteria=clean_line(proposed.criteria, max_chars=MAX_TEXT_CHARS),
+                requests=tuple(members),
             )
+            first = proposals.setdefault(normal_name(name), proposal)
+            if first is not proposal:
+                together = dict.fromkeys([*first.requests, *proposal.requests])
+                proposals[normal_name(name)] = replace(first, requests=tuple(together))
         n_proposed = len(answer.value.clusters)
         return Proposals(
-            proposals,
+            list(proposals.values()),
             hit_limit=n_proposed >= max_clusters,
             n_over_limit=max(0, n_proposed - max_clusters),
             n_invented_ids=n_invented,

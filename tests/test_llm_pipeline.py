@@ -22,6 +22,7 @@ from llm_parts.judging import Case, JudgePanel
 from llm_parts.prompts import PromptContext, as_data, tagged
 from llm_parts.registry import ClusterRegistry
 from llm_parts.requests import Request
+from llm_parts.schemas import ProposedCluster, ProposerAnswer
 from llm_parts.shortlist import ClusterIndex, TextVectors, WordEmbedder
 
 
@@ -275,6 +276,19 @@ def test_a_cluster_that_the_proposer_did_not_see_is_found_without_asking_whether
     assert "merge" not in result.metrics["llm"]["steps"] and result.metrics["new_clusters"] == 0
     assert result.coverage == 100.0 and ari(result.assignments, frame["label"]) == 1.0
     assert result.metrics["judged_again_wider"] < 10  # of 30: what was proposed tells where to look
+
+
+def test_a_name_that_comes_twice_in_one_proposal_is_one_cluster():
+    requests = [Request(position=n, request_id=f"r{n}", prompt_id=f"r{n}", text="hi", n_left_out=0) for n in range(3)]
+    given = [("Card lost", ["r0", "r1"]), ("card  LOST", ["r1", "r2", "r9"]), ("", ["r0"]), ("PIN", ["r0"])]
+    clusters = [ProposedCluster.model_construct(name=n, summary="", criteria="", request_ids=ids) for n, ids in given]
+    answer = Answer(ProposerAnswer.model_construct(reasoning="", clusters=clusters), None)
+    read = Proposer().read(answer, requests, max_clusters=4)
+    assert [(p.name, [r.request_id for r in p.requests]) for p in read.proposals] == [
+        ("Card lost", ["r0", "r1", "r2"]),
+        ("PIN", ["r0"]),
+    ]
+    assert read.n_invented_ids == 1 and read.hit_limit
 
 
 def test_one_wrong_same_does_not_merge():
