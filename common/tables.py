@@ -34,9 +34,10 @@ _FORMATS = {
 class Table:
     """Parquet files that together are one table; rows are numbered through all of them."""
 
-    files: tuple[Path, ...]
+    files: tuple[Path, ...]  # of CSV and JSON lines files the copies
     n_rows_of: tuple[int, ...]
     schema: pa.Schema
+    given: str  # the input as its user names it
 
     @property
     def n_rows(self) -> int:
@@ -47,7 +48,7 @@ class Table:
         """Raise UserError naming the columns that are there; `keys` are the config keys that chose the columns."""
         for index, column in enumerate(columns):
             if column not in self.schema.names:
-                raise _no_column(self.files[0], column, self.schema.names, key="".join(keys[index : index + 1]))
+                raise _no_column(self.given, column, self.schema.names, key="".join(keys[index : index + 1]))
 
     def read_rows(self, start: int, stop: int, columns: Sequence[str] | None = None) -> pa.Table:
         """Rows `start` to `stop` (exclusive) as one Arrow table of the common schema."""
@@ -75,7 +76,7 @@ class Table:
                 raise damaged(path, problem) from None
 
 
-def _no_column(path: Path, column: str, names: Iterable[str], *, key: str) -> UserError:
+def _no_column(path: str | Path, column: str, names: Iterable[str], *, key: str) -> UserError:
     to_do = f"; set {key}" if key else ""
     return UserError(f"{path} has no column {column!r} (has: {', '.join(names)}){to_do}")
 
@@ -186,7 +187,7 @@ def _join(files: list[Path], path: str) -> Table:
             raise damaged(file, problem) from None
     if sum(n_rows_of) == 0:
         raise UserError(f"input {path} holds no rows; check the path in the config")
-    return Table(tuple(files), tuple(n_rows_of), _common_schema(schemas))
+    return Table(tuple(files), tuple(n_rows_of), _common_schema(schemas), path)
 
 
 def _common_schema(schemas: list[pa.Schema]) -> pa.Schema:
