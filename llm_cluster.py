@@ -200,9 +200,11 @@ def read_input(settings: LlmClusterSettings) -> RequestTable:
 
     with tempfile.TemporaryDirectory(prefix="llm_cluster-") as folder:
         opened = open_table(settings.input_path, copy_folder=Path(folder))
-        wanted = [settings.text_column, *settings.context_columns, settings.label_column]
-        names = list(dict.fromkeys(name for name in wanted if name is not None))
-        opened.require_columns(*names)
+        keys = {settings.text_column: "text_column", **dict.fromkeys(settings.context_columns, "context_columns")}
+        if settings.label_column is not None:
+            keys.setdefault(settings.label_column, "label_column")
+        names = list(keys)
+        opened.require_columns(*names, keys=[f"llm_cluster.{key}" for key in keys.values()])
         if "request_id" in opened.schema.names:
             names = list(dict.fromkeys(["request_id", *names]))
         stop = opened.n_rows if settings.limit is None else min(settings.limit, opened.n_rows)

@@ -193,7 +193,11 @@ def test_odd_rows_stay_and_are_counted(tmp_path, server, frame):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["llm_cluster.text_column=body"], 1, r"no column 'body' \(has: request_id, text, label\)"),
+        (
+            ["llm_cluster.text_column=body"],
+            1,
+            r"requests.csv has no column 'body' \(has: request_id, text, label\); set llm_cluster.text_column",
+        ),
         (["--input", "nowhere.csv"], 1, "nowhere.csv does not exist"),
         (["llm_cluster.shortlst=5"], 2, "did you mean 'shortlist'"),
         (["llm_cluster.shortlist=0"], 2, "should be a number from 1 on, or all"),
