@@ -1,37 +1,53 @@
 """How many base clusters a run will come to show, guessed before the first facet is there.
 
 The steps after the facets ask by the cluster, and of few dialogues they are half of all calls. So few dialogues are
-clustered as they are, by the words of their users and several seeds: each draw is a number that may come. Of many
-dialogues, the facets are nearly all calls, and what is known of the sizes of k-means clusters is enough.
+clustered beforehand. The facets of a run that asks no model cost nothing: its clusters are known. Of one that asks a
+model the dialogues are clustered by the words of their users, with several seeds, each of which gives a number that may
+come. Of many dialogues the facets are nearly all calls, and what is known of the sizes of k-means clusters is enough.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from llm_parts.clio.algorithms import Space, count_clusters, label_rows
 from llm_parts.clio.conversations import Conversation
+from llm_parts.clio.embedding import embed_texts
+from llm_parts.clio.facets import fit_value
+from llm_parts.clio.masking import Masker
 from llm_parts.clio.privacy import keep_large
 from llm_parts.clio.settings import ClioSettings
+from llm_parts.extractive.dialogues import telling_sentences
 from llm_parts.word_vectors import WordEmbedder
 
-MAX_CLUSTERED = 1000  # dialogues
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_CLUSTERED = 300  # dialogues; of more, facets are half of all calls and more
 N_DRAWS = 6
 _MAX_CHARS = 1000  # of a dialogue
 _SPREAD_OF_SIZES = 8.0  # sizes of k-means clusters are about gamma-distributed with this shape
 
 
-def draw_base_counts(asked: Sequence[Conversation], *, settings: ClioSettings, n_distinct: int) -> list[int]:
-    """Numbers of base clusters above the minimums that a run over these dialogues may come to; none of them is empty.
+def draw_base_counts(
+    asked: Sequence[Conversation], *, settings: ClioSettings, n_distinct: int, is_extractive: bool = False
+) -> list[int]:
+    """Numbers of base clusters above the minimums that a run over these dialogues, none of them empty, may come to.
 
-    `n_distinct` of the dialogues differ.
+    `n_distinct` of the dialogues differ; a run that `is_extractive` asks no model.
     """
     if not asked:
         return [0]
-    if len(asked) <= MAX_CLUSTERED and settings.algorithm == "kmeans":
-        return _by_clustering(asked, settings=settings)
-    n_clusters = min(count_clusters(settings, n_rows=len(asked)), n_distinct)
-    return [round(n_clusters * share_of_large(len(asked) / n_clusters, settings.min_cluster_size))]
+    if len(asked) > MAX_CLUSTERED or settings.algorithm != "kmeans":
+        n_clusters = min(count_clusters(settings, n_rows=len(asked)), n_distinct)
+        return [round(n_clusters * share_of_large(len(asked) / n_clusters, settings.min_cluster_size))]
+    if is_extractive:
+        known = _without_umap(settings)
+        vectors = embed_texts([_extractive_facet(one, settings) for one in asked], settings=known)
+        return [_count_kept(vectors, asked, settings=known, seed=settings.random_state)]
+    vectors, quick = WordEmbedder().encode([_said(one) for one in asked]), _without_umap(settings, n_init=1)
+    return [_count_kept(vectors, asked, settings=quick, seed=seed) for seed in range(N_DRAWS)]
 
 
 def share_of_large(mean_size: float, least: int) -> float:
@@ -47,24 +63,30 @@ def share_of_large(mean_size: float, least: int) -> float:
     return float(nbinom.sf(least - 1, _SPREAD_OF_SIZES, chance))
 
 
-def _by_clustering(asked: Sequence[Conversation], *, settings: ClioSettings) -> list[int]:
-    vectors = WordEmbedder().encode([_said(one) for one in asked])
+def _without_umap(settings: ClioSettings, **clustering: Any) -> ClioSettings:
+    """The settings without what would cost more than a better guess is worth: UMAP, vectors of a causal model."""
+    inner = settings.clustering.model_copy(update={"space": "embeddings", **clustering})
+    return settings.model_copy(update={"embedder": "sentence", "clustering": inner})
+
+
+def _count_kept(vectors: np.ndarray, asked: Sequence[Conversation], *, settings: ClioSettings, seed: int) -> int:
+    """The clusters of vectors [n, d] that hold conversations and users enough."""
+    labels = label_rows(Space(vectors, seed=seed), settings=settings)
     users = [one.user_id for one in asked]
-    quick = settings.model_copy(
-        update={"clustering": settings.clustering.model_copy(update={"space": "embeddings", "n_init": 1})}
+    kept = keep_large(
+        labels,
+        users if any(users) else None,
+        n_clusters=int(labels.max(initial=-1)) + 1,
+        min_size=settings.min_cluster_size,
+        min_users=settings.min_unique_users,
     )
-    counts = []
-    for seed in range(N_DRAWS):
-        labels = label_rows(Space(vectors, seed=seed), settings=quick)
-        kept = keep_large(
-            labels,
-            users if any(users) else None,
-            n_clusters=int(labels.max(initial=-1)) + 1,
-            min_size=settings.min_cluster_size,
-            min_users=settings.min_unique_users,
-        )
-        counts.append(len(kept.clusters))
-    return counts
+    return len(kept.clusters)
+
+
+def _extractive_facet(conversation: Conversation, settings: ClioSettings) -> str:
+    """The main facet that the provider without a model gives."""
+    told = telling_sentences([turn.to_prompt() for turn in conversation.turns])
+    return str(fit_value(settings.facets[0], told, Masker(enabled=settings.mask, names=settings.mask_names)) or "")
 
 
 def _said(conversation: Conversation) -> str:

@@ -63,9 +63,8 @@ def count_hierarchy_calls(n_base: int, *, n_levels: int, n_top: int) -> dict[str
 
 
 def _expected_families(n_children: int, n_parents: int) -> float:
-    """Parents of two children or more, where each child falls to one of the parents by chance."""
-    missed = 1 - 1 / n_parents  # the chance that a child is another's
-    return n_parents * (1 - missed**n_children) - n_children * missed ** (n_children - 1)
+    """Parents of two children or more, where each has one and all further children fall to parents by chance."""
+    return n_parents * (1 - (1 - 1 / n_parents) ** (n_children - n_parents))
 
 
 def count_groups(n_items: int, size: int) -> int:

@@ -41,7 +41,12 @@ class Plan:
         self._asked = [conversation for conversation in table.conversations if not conversation.is_empty]
         self._requests = FacetRequests(self._asked, settings=settings)
         self._n_distinct = len({_key(self._requests[row].messages) for row in range(len(self._asked))})
-        self._drawn = draw_base_counts(self._asked, settings=settings, n_distinct=self._n_distinct)
+        self._drawn = draw_base_counts(
+            self._asked,
+            settings=settings,
+            n_distinct=self._n_distinct,
+            is_extractive=llm.provider == "extractive",
+        )
         self._n_base = round(sum(self._drawn) / len(self._drawn))
 
     def to_dict(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from llm_parts.schemas import Message
 
 DEFAULT_FACETS = ("request", "task", "language", "concern")
 
+_FACET_CHARS = 300  # of a facet that says nothing of its length
 _TWIN_SIMILARITY = 0.85  # names from here on are one
 _TIE = 0.02  # difference of similarity that decides nothing
 _SCORE_STEPS = (0.1, 0.2, 0.35, 0.5)  # similarity of a summary to its evidence at which a score rises
@@ -63,8 +64,17 @@ def _facet(facet: dict[str, Any], said: str) -> str:
         return str(facet.get("min") or facet.get("minimum") or 1)
     if name == "language":
         return language_of(said)
-    sentences = _central_sentences(said, n_sentences=1 if name == "task" else 2)
-    return clip(_without_contacts(" ".join(sentences)), int(facet.get("max_length") or facet.get("length") or 300))
+    n_chars = int(facet.get("max_length") or facet.get("length") or _FACET_CHARS)
+    return _in_sentences(said, n_sentences=1 if name == "task" else 2, n_chars=n_chars)
+
+
+def telling_sentences(turns: Sequence[dict[str, str]]) -> str:
+    """What a facet of text holds for a dialogue of [{role, content}]: the customer's two most telling sentences."""
+    return _in_sentences(_customer_text(turns), n_sentences=2, n_chars=_FACET_CHARS)
+
+
+def _in_sentences(said: str, *, n_sentences: int, n_chars: int) -> str:
+    return clip(_without_contacts(" ".join(_central_sentences(said, n_sentences=n_sentences))), n_chars)
 
 
 def language_of(text: str) -> str:
