@@ -41,8 +41,8 @@ PAGE = Page(
         "Of the three rounds of the purity step in the table one or two met other work; with the quickest of each side "
         "it is 13.9x (15.20 s against 1.09).",
         "",
-        "Features to verdict, 20,000 x 384, was measured before all that, with other work on the machine: 5.1x (681.6 s "
-        "of PCA + UMAP + HDBSCAN + scikit-learn against 134.8 s, one run).",
+        "Features to verdict, 20,000 x 384, was measured before all that, with other work on the machine: 5.1x "
+        "(681.6 s of PCA + UMAP + HDBSCAN + scikit-learn against 134.8 s, one run).",
         "",
         "What grows beside the features is 0.3 KB a row: the 64 directions and the neighbours themselves.",
     ),
