@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from common.threads import one_blas_thread
 from llm_parts.client import LlmRequest
 from llm_parts.crew import Talk
 from llm_parts.prompts import PromptContext, build_messages, tagged
@@ -113,7 +114,8 @@ def cluster_similarities(records: Sequence[ClusterRecord], vectors: TextVectors)
     starts = np.cumsum([0, *(len(group) for group in texts)])[:-1]
     described = flat[starts + 1]  # the second text is name, summary and criteria
     means = mean_rows(flat, starts)
-    return np.round(np.maximum(described @ described.T, means @ means.T), 4)
+    with one_blas_thread():
+        return np.round(np.maximum(described @ described.T, means @ means.T), 4)
 
 
 def _card(record: ClusterRecord) -> dict[str, Any]:

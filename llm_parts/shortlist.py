@@ -18,6 +18,7 @@ from typing import Protocol
 
 import numpy as np
 
+from common.threads import one_blas_thread
 from llm_parts.registry import ClusterRecord
 from llm_parts.sentence_vectors import sentence_vectors
 from llm_parts.word_vectors import WordEmbedder
@@ -109,7 +110,8 @@ class ClusterIndex:
         if not self.cluster_ids or not len(vectors):
             return np.zeros((len(vectors), len(self.cluster_ids)), np.float32)
         mean = np.concatenate([self._prototypes, vectors]).mean(axis=0)
-        cosines = unit_rows(vectors - mean) @ unit_rows(self._prototypes - mean).T  # [n, p]
+        with one_blas_thread():  # more of them would take the cores from the calls in flight
+            cosines = unit_rows(vectors - mean) @ unit_rows(self._prototypes - mean).T  # [n, p]
         starts = np.cumsum(self._sizes) - self._sizes
         best = np.maximum.reduceat(cosines, starts, axis=1)
         usual = np.add.reduceat(cosines, starts, axis=1) / self._sizes
