@@ -65,8 +65,9 @@ def embed_umap(
 ) -> np.ndarray:
     """Embed vectors [n, d] by UMAP into [n, n_components] float32.
 
-    `n_neighbors` counts the row itself, as UMAP does. `knn` is a graph from `exact_neighbors` with the same metric and
-    at least n_neighbors - 1 columns; without one an exact graph is made up to 50,000 rows. With `random_state` None the
+    `n_neighbors` counts the row itself, as UMAP does. `knn` is a graph from `exact_neighbors` or
+    `approximate_neighbors` with the same metric and at least n_neighbors - 1 columns; without one an exact graph is
+    made up to 50,000 rows. With `random_state` None the
     CPU version runs in parallel and differs from run to run.
     Raises UserError if n_neighbors is not between 2 and n - 1, if the graph is too small or a value is not finite.
     """
@@ -88,6 +89,29 @@ def embed_umap(
     if random_state is None:
         logger.info("UMAP: without random_state the embedding differs from run to run")
     return _umap_by_cuml(vectors, options) if backend.uses_cuml else _umap_on_cpu(vectors, options)
+
+
+def approximate_neighbors(vectors: np.ndarray, k: int, *, metric: str) -> Neighbors:
+    """Return the `k` nearest other rows of every row as UMAP would find them itself: by NN-descent, some wrong.
+
+    One graph serves every `embed_umap` that asks for fewer neighbours; its seed is fixed. Where fewer than k are found
+    the rest are -1, at infinite distance, which UMAP passes over.
+    """
+    from umap.umap_ import nearest_neighbors
+
+    _check_finite(vectors)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that not all rows have k + 1 neighbours
+        indices, distances, _ = nearest_neighbors(
+            vectors, k + 1, metric, {}, False, np.random.RandomState(0), use_pynndescent=True, n_jobs=1
+        )
+    # A row mostly finds itself first; where it does not, its last neighbour makes room.
+    is_self = indices == np.arange(len(vectors))[:, None]
+    is_self[~is_self.any(axis=1), -1] = True
+    shape = (len(vectors), k)
+    return Neighbors(
+        indices[~is_self].reshape(shape).astype(np.int32), distances[~is_self].reshape(shape).astype(np.float32)
+    )
 
 
 def cluster_hdbscan(

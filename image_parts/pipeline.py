@@ -17,7 +17,14 @@ import numpy as np
 
 from common.backend import Backend
 from common.config import UserError
-from common.density import EXACT_GRAPH_MAX_ROWS, LinkageTree, cluster_hdbscan, cut_tree, embed_umap
+from common.density import (
+    EXACT_GRAPH_MAX_ROWS,
+    LinkageTree,
+    approximate_neighbors,
+    cluster_hdbscan,
+    cut_tree,
+    embed_umap,
+)
 from common.neighbors import Neighbors, exact_neighbors
 from common.progress import Stopwatch
 from common.vectors import CovarianceSums, Pca, fit_pca
@@ -33,6 +40,8 @@ _MAX_COVARIANCE = 4096
 _SHIFT_ROWS = 4096
 # Components are projected this many at a time: the bits of a product depend on its shape.
 _PCA_BLOCK = 16
+# Up to here UMAP computes the distances of all pairs for metrics that have no exact graph here.
+_ALL_PAIRS_MAX_ROWS = 4096
 # Neighbours of the smallest graph; wider ones double. As quick as a graph of fifteen.
 _MIN_GRAPH_WIDTH = 64
 
@@ -60,9 +69,10 @@ def check_enough_images(n_distinct: int, settings: ImageSettings) -> None:
     clustering, reduction = settings.clustering, settings.reduction
     least = max(clustering.min_cluster_size, clustering.min_samples + 1, 4)
     if n_distinct < least:
+        what = "1 distinct image is" if n_distinct == 1 else f"{n_distinct} distinct images are"
         raise UserError(
-            f"{n_distinct} distinct images are too few for clustering.min_cluster_size {clustering.min_cluster_size} "
-            f"and min_samples {clustering.min_samples}: at least {least} are needed; add images or lower both"
+            f"{what} too few for clustering.min_cluster_size {clustering.min_cluster_size} and min_samples "
+            f"{clustering.min_samples}: at least {least} are needed; add images or lower both"
         )
     if reduction.umap_n_neighbors >= n_distinct:
         log.warning("reduction.umap_n_neighbors %d is lowered to %d, as there are %d distinct images",
@@ -88,7 +98,7 @@ def embed(
 
     `graph` is what `umap_graph` gave for these vectors, for callers that have it.
     """
-    if graph is None and has_exact_graph(len(pca), settings, backend=backend):
+    if graph is None and has_graph(len(pca), settings, backend=backend):
         graph = umap_graph(pca, settings, backend=backend)
     return embed_umap(
         pca,
@@ -102,16 +112,23 @@ def embed(
     )
 
 
-def has_exact_graph(n_rows: int, settings: ReductionSettings, *, backend: Backend) -> bool:
-    """Whether UMAP starts from an exact graph; it makes its own, approximate one beyond 50,000 rows and on cuML."""
-    is_known = settings.umap_metric in ("cosine", "euclidean")
-    return is_known and 3 <= n_rows <= EXACT_GRAPH_MAX_ROWS and not backend.uses_cuml
+def has_graph(n_rows: int, settings: ReductionSettings, *, backend: Backend) -> bool:
+    """Whether UMAP starts from a graph of `umap_graph`; cuML makes its own, and UMAP where all pairs are quick."""
+    if backend.uses_cuml or n_rows < 3:
+        return False
+    return _has_exact_graph(n_rows, settings) or n_rows > _ALL_PAIRS_MAX_ROWS
 
 
 def umap_graph(pca: np.ndarray, settings: ReductionSettings, *, backend: Backend) -> Neighbors:
-    """The exact neighbours that UMAP starts from, where `has_exact_graph`; nearest first."""
+    """The neighbours that UMAP starts from, where `has_graph`; exact up to 50,000 rows, approximate beyond."""
     width = graph_width(settings.umap_n_neighbors, n_rows=len(pca))
-    return exact_neighbors(pca, width, metric=settings.umap_metric, device=backend.device)  # type: ignore[arg-type]
+    if _has_exact_graph(len(pca), settings):
+        return exact_neighbors(pca, width, metric=settings.umap_metric, device=backend.device)  # type: ignore[arg-type]
+    return approximate_neighbors(pca, width, metric=settings.umap_metric)
+
+
+def _has_exact_graph(n_rows: int, settings: ReductionSettings) -> bool:
+    return settings.umap_metric in ("cosine", "euclidean") and n_rows <= EXACT_GRAPH_MAX_ROWS
 
 
 def graph_width(n_neighbors: int, *, n_rows: int) -> int:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from common.backend import CPU
+from common.density import approximate_neighbors
 from image_parts.features import Features
-from image_parts.pipeline import cluster_features, graph_width, is_pca_nested, project_pca
-from image_parts.settings import ImageSettings
+from image_parts.pipeline import cluster_features, graph_width, has_graph, is_pca_nested, project_pca
+from image_parts.settings import ImageSettings, ReductionSettings
 from image_parts.tuning import stages as stages_module
 from image_parts.tuning.evaluate import Job, Measures, evaluate, labels_digest
 from image_parts.tuning.stages import Sample, Stages, StageStore, candidate_key
@@ -149,6 +150,35 @@ def test_fewer_components_are_the_first_of_more_bit_for_bit(shape):
 def test_graphs_come_in_few_widths():
     assert [graph_width(k, n_rows=1000) for k in (2, 65, 66, 129, 130)] == [64, 64, 128, 128, 256]
     assert graph_width(15, n_rows=50) == 49
+
+
+def test_one_graph_serves_unless_all_pairs_are_quicker():
+    def has(n_rows: int, metric: str) -> bool:
+        return has_graph(n_rows, ReductionSettings(umap_metric=metric), backend=CPU)
+
+    assert [has(n_rows, "cosine") for n_rows in (2, 3, 50_000, 50_001)] == [False, True, True, True]
+    assert [has(n_rows, "manhattan") for n_rows in (3, 4096, 4097, 50_001)] == [False, False, True, True]
+
+
+@pytest.mark.soak  # compiles NN-descent, which takes half a minute
+def test_an_approximate_graph_is_shared_and_gives_the_same_labels(tmp_path):
+    rng = np.random.default_rng(5)
+    vectors = (3 * rng.standard_normal((9, 12))[np.arange(4200) % 9] + rng.standard_normal((4200, 12))).astype(
+        np.float32
+    )
+    features = Features([], np.arange(4200), vectors, [], None, 0, 4200)
+    stages = Stages(Sample(vectors, features.rows), StageStore(tmp_path), backend=CPU, max_components=12)
+    for n_neighbors in (10, 20):
+        values = {"umap_metric": "manhattan", "umap_n_neighbors": n_neighbors, "umap_components": 2}
+        settings = ImageSettings.model_validate({"reduction": {"pca_components": 12, **values}})
+        _, plain = cluster_features(features, settings, backend=CPU)
+        assert np.array_equal(stages.cluster(settings).labels, plain.labels)
+    assert len(list(tmp_path.glob("graph-*"))) == 1
+    found = approximate_neighbors(vectors, 10, metric="manhattan").indices
+    from sklearn.neighbors import NearestNeighbors
+
+    exact = NearestNeighbors(n_neighbors=10, metric="manhattan").fit(vectors).kneighbors(return_distance=False)
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]) > 9.5
 
 
 def test_a_sample_holds_the_images_of_its_vectors():

@@ -32,7 +32,7 @@ from image_parts.pipeline import (
     embed,
     find_clusters,
     graph_width,
-    has_exact_graph,
+    has_graph,
     is_pca_nested,
     number_by_size,
     project_pca,
@@ -171,7 +171,7 @@ class Stages:
 
     def _graph(self, settings: ReductionSettings) -> Neighbors | None:
         n_rows = len(self.sample.vectors)
-        if not has_exact_graph(n_rows, settings, backend=self.backend):
+        if not has_graph(n_rows, settings, backend=self.backend):
             return None
         pca = self._pca(settings.pca_components)
         width = graph_width(settings.umap_n_neighbors, n_rows=n_rows)
