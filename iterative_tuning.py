@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -63,11 +64,8 @@ def check(settings: ImageSettings) -> dict[str, Any]:
     input_dir, output_dir = check_folders(settings.input_dir, settings.output_dir)
     identify_model(settings.model)
     n_images, n_bytes = list_images(input_dir, extensions=settings.image_extensions)
-    names = [parameter.name for parameter in space.parameters if parameter.name.startswith("reduction.")]
     counts = {parameter.name: len(parameter.values) for parameter in space.parameters}
-    n_embeddings = 1
-    for name in names:
-        n_embeddings *= counts[name]
+    n_embeddings = math.prod(count for name, count in counts.items() if not name.startswith("clustering."))
     return {
         "images": n_images,
         "bytes": n_bytes,
@@ -97,6 +95,7 @@ def run(settings: ImageSettings, *, overwrite: bool = False, iteration: int | No
             log.info("nothing changed since the last run: its result in %s stands", output_dir)
             return tell_result(finished, output_dir)
         backend = choose_backend(settings.acceleration.backend)
+        warn_of_other_features(space)
         console = Console(settings.tuning)
         found = search_candidates(
             space,
@@ -239,6 +238,16 @@ def _read_json(path: Path) -> dict[str, Any] | None:
 
 
 # --- What is told ----------------------------------------------------------------------------------------------------
+
+
+def warn_of_other_features(space: SearchSpace) -> None:
+    """Say so where candidates have features of their own: scores from two feature spaces compare only roughly."""
+    names = [p.name for p in space.parameters if p.name.startswith(("model.", "preprocessing."))]
+    if names:
+        log.warning(
+            "%s: each value has features of its own, in which its candidates are measured; a higher score may come "
+            "from the features alone, so look at the pictures of the best, or give purity.truth", ", ".join(names),
+        )  # fmt: skip
 
 
 def refuse_nothing(found: SearchResult, output_dir: Path) -> None:

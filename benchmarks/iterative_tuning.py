@@ -53,6 +53,9 @@ GRID = {
 }
 N_NAIVE = 20
 
+# choice_key: score and digest of the labels
+Known = dict[str, tuple[float, str]]
+
 
 class OneSample:
     """Vectors that are given, where a run has images."""
@@ -127,7 +130,8 @@ def bench_staged(folder: Path, *, n_rows: int, n_evaluations: int, n_jobs: int, 
     vectors = make_features(n_rows)
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "seconds.json"
-    state = json.loads(state_path.read_text()) if state_path.exists() else {"staged": 0.0, "naive": [], "loads": []}
+    state: dict[str, Any] = {"staged": 0.0, "naive": [], "loads": []}
+    state |= json.loads(state_path.read_text()) if state_path.exists() else {}
     state["loads"].append(load_average())
     deadline = time.monotonic() + timeout_s
     if not state.get("staged_done"):
@@ -204,47 +208,65 @@ def fashion_like_vectors(n_rows: int) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
+def uneven_vectors(n_rows: int) -> np.ndarray:
+    """Twenty-five groups of very uneven size and width in 48 dimensions; no default was chosen on them."""
+    rng = np.random.default_rng(5)
+    means = 0.75 * rng.standard_normal((25, 48))
+    shares = rng.gamma(2.0, size=25)
+    labels = rng.choice(25, size=n_rows, p=shares / shares.sum())
+    widths = rng.uniform(0.6, 1.4, 25)
+    vectors = (means[labels] + widths[labels, None] * rng.standard_normal((n_rows, 48))).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+SETS = {"digits": digit_vectors, "fashion-like": fashion_like_vectors, "uneven": uneven_vectors}
+
+
 def bench_search(folder: Path, *, n_rows: int, n_evaluations: int, n_seeds: int, n_jobs: int) -> dict[str, Any]:
     """Best scores of random search, evolution and TPE, from a grid that was gone through once."""
     tables = {}
-    for name, vectors in (("digits", digit_vectors(n_rows)), ("fashion-like", fashion_like_vectors(n_rows))):
+    for name, make_vectors in SETS.items():
+        vectors = make_vectors(n_rows)
         stages = folder / f"{name}-stages"
         grid, _ = search_vectors(vectors, folder / f"{name}-grid", stages=stages, search_strategy="grid",
                                  max_evaluations=10_000, n_jobs=n_jobs)  # fmt: skip
-        scores = {choice_key(found.choice): float(found.score or 0) for found in grid.evaluations}
-        tables[name] = compare_strategies(scores, folder / name, n_evaluations=n_evaluations, n_seeds=n_seeds)
+        known = {choice_key(found.choice): (float(found.score or 0), str(found.labels_sha256))
+                 for found in grid.evaluations}  # fmt: skip
+        tables[name] = compare_strategies(known, folder / name, n_evaluations=n_evaluations, n_seeds=n_seeds)
         tables[name]["vectors"] = list(vectors.shape)
         print(json.dumps({name: tables[name]}), flush=True)
     return tables
 
 
-def compare_strategies(scores: dict[str, float], folder: Path, *, n_evaluations: int, n_seeds: int) -> dict[str, Any]:
+def compare_strategies(known: Known, folder: Path, *, n_evaluations: int, n_seeds: int) -> dict[str, Any]:
     """Searches over known scores: what a strategy finds depends on nothing but what it proposes."""
-    optimum = max(scores.values())
+    optimum = max(score for score, _ in known.values())
     best: dict[str, list[float]] = {"random": [], "evolution": [], "tpe": []}
     for seed in range(n_seeds):
-        drawn = random.Random(seed).sample(sorted(scores), min(n_evaluations, len(scores)))
-        best["random"].append(max(scores[key] for key in drawn))
+        drawn = random.Random(seed).sample(sorted(known), min(n_evaluations, len(known)))
+        best["random"].append(max(known[key][0] for key in drawn))
         for strategy in ("evolution", "tpe"):
             journal = folder / f"{strategy}-{seed}.journal"
             journal.parent.mkdir(parents=True, exist_ok=True)
             journal.unlink(missing_ok=True)
             best[strategy].append(
-                search_known(scores, journal, strategy=strategy, seed=seed, n_evaluations=n_evaluations)
+                search_known(known, journal, strategy=strategy, seed=seed, n_evaluations=n_evaluations)
             )
+    gaps = {name: [100 * (optimum - value) / abs(optimum) for value in values] for name, values in best.items()}
     return {
-        "points": len(scores), "evaluations": n_evaluations, "grid_optimum": round(optimum, 5),
+        "points": len(known), "evaluations": n_evaluations, "seeds": n_seeds, "grid_optimum": round(optimum, 5),
         "best": {name: [round(value, 5) for value in values] for name, values in best.items()},
-        "mean_gap_percent": {
-            name: round(100 * (optimum - statistics.mean(values)) / abs(optimum), 3) for name, values in best.items()
-        },
-        "worst_gap_percent": {
-            name: round(100 * (optimum - min(values)) / abs(optimum), 3) for name, values in best.items()
+        "mean_gap_percent": {name: round(statistics.mean(values), 3) for name, values in gaps.items()},
+        "worst_gap_percent": {name: round(max(values), 3) for name, values in gaps.items()},
+        "optimum_found": {name: sum(gap < 1e-9 for gap in values) for name, values in gaps.items()},
+        "seeds_worse_than_random": {
+            name: sum(ours > chance + 1e-9 for ours, chance in zip(gaps[name], gaps["random"], strict=True))
+            for name in ("evolution", "tpe")
         },
     }  # fmt: skip
 
 
-def search_known(scores: dict[str, float], journal: Path, *, strategy: str, seed: int, n_evaluations: int) -> float:
+def search_known(known: Known, journal: Path, *, strategy: str, seed: int, n_evaluations: int) -> float:
     """The best score that a search finds within `n_evaluations` new candidates."""
     from image_parts.tuning.search import Outcome
 
@@ -256,12 +278,12 @@ def search_known(scores: dict[str, float], journal: Path, *, strategy: str, seed
         proposals, outcomes = search.propose(), []
         for proposal in proposals:
             key = choice_key(proposal.choice)
-            score = scores.get(key)
+            score, labels = known.get(key, (None, None))
             is_new = score is not None and key not in seen and len(seen) < n_evaluations
             if is_new and score is not None:
                 seen[key] = score
             skipped = "unfit" if score is None else None
-            outcomes.append(Outcome(score, proposal.number + 1, is_new, skipped=skipped))
+            outcomes.append(Outcome(score, proposal.number + 1, is_new, skipped=skipped, labels=labels))
         search.tell(proposals, outcomes)
     return max(seen.values())
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from image_parts.settings import ImageSettings
+from image_parts.tuning.incumbents import Scored, cross_stages, step_from_best
+from image_parts.tuning.journal import journal_study, open_journal
+from image_parts.tuning.samplers import move_to_unknown
 from image_parts.tuning.search import Outcome, Search
 from image_parts.tuning.space import choice_key, read_space
 
@@ -70,8 +73,77 @@ def test_a_search_beats_chance(tmp_path, strategy):
     n_batches = 60 // make_search(space, tmp_path / "size").batch_size
     told = drive(make_search(space, tmp_path / "journal"), space, n_batches=n_batches)
     assert choice_key(TARGET) in told
-    half = len(told) // 2
-    assert sum(key in told[:10] for key in told[half:]) <= half  # and it goes on to new ones
+    assert len(set(told)) == len(told)  # and it goes on to new ones
+
+
+def test_a_known_choice_is_moved_to_the_nearest_unknown_one():
+    space = space_of("tpe")
+    known = {choice_key(TARGET)}
+
+    def move(seed: int = 1):
+        return move_to_unknown(TARGET, space, is_known=known.__contains__, seed=seed)
+
+    near = {choice_key(choice) for choice in space.neighbors(TARGET)}
+    assert len(near) == 6  # two sizes, two counts of samples, one distance, one method
+    while near - known:
+        assert steps_to_target(move(), space) == -1 and choice_key(move()) not in known
+        assert move() == move()
+        known.add(choice_key(move()))
+    assert steps_to_target(move(), space) == -2
+    known.discard(choice_key(TARGET))
+    assert move() == TARGET
+    assert move_to_unknown(TARGET, space, is_known=lambda key: True, seed=1) == TARGET
+
+
+def test_what_does_not_fit_together_is_passed_over():
+    tuning = {"search_space": {"clustering.min_cluster_size": [5, 10], "clustering.min_samples": [3, 8]}}
+    space = read_space(ImageSettings.model_validate({"tuning": {**tuning, "search_strategy": "tpe"}}))
+    small = {"clustering.min_cluster_size": 5, "clustering.min_samples": 3}
+    known = {choice_key(small)}
+    moved = {choice_key(move_to_unknown(small, space, is_known=known.__contains__, seed=i)) for i in range(20)}
+    assert moved == {choice_key({**small, "clustering.min_cluster_size": 10})}  # never 5 with 8
+
+
+def test_the_best_cut_is_tried_on_the_embeddings_of_others():
+    space = space_of("tpe")
+    twin = {**TARGET, "clustering.min_samples": 3}  # the same clusters as TARGET
+    other = {**TARGET, "reduction.umap_min_dist": 0.3, "clustering.min_samples": 1}
+    scored = [Scored(other, 0.1, "a"), Scored(twin, 0.9, "b"), Scored(TARGET, 0.9, "b")]
+    known = {choice_key(found.choice) for found in scored}
+    # The first of the two best, which are one clustering, on the other embedding; then the other's cut on theirs.
+    for expected in ({**twin, "reduction.umap_min_dist": 0.3}, {**other, "reduction.umap_min_dist": 0.0}):
+        assert cross_stages(scored, space, is_known=known.__contains__, seed=3) == expected
+        known.add(choice_key(expected))
+    assert cross_stages(scored, space, is_known=known.__contains__, seed=3) is None
+
+
+def test_steps_are_taken_from_the_best_and_then_from_the_next():
+    space = space_of("tpe")
+    other = {**TARGET, "clustering.min_cluster_size": 80, "reduction.umap_min_dist": 0.3}
+    scored = [Scored(other, 0.1, "a"), Scored(TARGET, 0.9, "b")]
+    known = {choice_key(found.choice) for found in scored}
+    for start in (TARGET, other):
+        near = {choice_key(choice) for choice in space.neighbors(start)}
+        for _ in near:
+            step = step_from_best(scored, space, is_known=known.__contains__, seed=3)
+            assert step is not None and choice_key(step) in near - known
+            known.add(choice_key(step))
+    assert step_from_best(scored, space, is_known=known.__contains__, seed=3) is None
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "tpe"])
+def test_only_the_first_of_equal_clusters_is_told(tmp_path, strategy):
+    """All candidates give one of two clusterings: a sampler hears of two, before and after an interruption."""
+    space, path = space_of(strategy), tmp_path / "journal"
+    for _ in range(2):
+        search = make_search(space, path)
+        proposals = search.propose()
+        search.tell(
+            proposals, [Outcome(p.number % 2, p.number + 1, True, labels="ab"[p.number % 2]) for p in proposals]
+        )
+    trials = journal_study(open_journal(path), "phase 2").get_trials(deepcopy=False)
+    assert [trial.number for trial in trials if trial.state.name == "COMPLETE"] == [0, 1]
+    assert len(trials) == 2 * search.batch_size
 
 
 def test_a_grid_meets_every_point_once_and_ends(tmp_path):

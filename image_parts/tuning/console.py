@@ -18,17 +18,22 @@ class Console:
         self._n_detailed = tuning.detailed_first_n_iters
         self._best: dict[int, float] = {}  # by phase
         self.n_evaluated = 0  # in this run
-        self.n_taken_up = 0  # from an earlier one
+        self._taken_up: set[int] = set()  # iterations of an earlier run; told twice where a journal is made anew
+
+    @property
+    def n_taken_up(self) -> int:
+        """Evaluations of an earlier run."""
+        return len(self._taken_up)
 
     def tell(self, evaluation: Evaluation, was_there: bool) -> None:
         """Tell one evaluation; `was_there` says that an earlier run made it."""
-        self.n_taken_up += was_there
         self.n_evaluated += not was_there
         best = self._best.get(evaluation.phase, float("-inf"))
         is_better = evaluation.score is not None and evaluation.score > best
         if evaluation.score is not None:
             self._best[evaluation.phase] = max(best, evaluation.score)
         if was_there:
+            self._taken_up.add(evaluation.iteration)
             return
         if evaluation.error:
             log.warning("%s failed: %s; %s", _name(evaluation), evaluation.error, format_choice(evaluation))

@@ -204,6 +204,7 @@ class PhaseRunner:
                 evaluation = self._evaluation_of(proposal)
                 self._iterations[evaluation.key] = outcome.iteration
                 self._found[outcome.iteration] = evaluation
+                self._tell(evaluation, True)
 
     def _evaluation_of(self, proposal: Proposal) -> Evaluation:
         _, job = self._job(proposal.choice, iteration=0)
@@ -278,7 +279,7 @@ class PhaseRunner:
             return Outcome(skipped=str(plan))
         iteration = self._iterations[plan[1].key]
         evaluation = self._found[iteration]
-        return Outcome(evaluation.score, iteration, is_new, error=evaluation.error)
+        return Outcome(evaluation.score, iteration, is_new, error=evaluation.error, labels=evaluation.labels_sha256)
 
     def _count(self, proposal: Proposal, outcome: Outcome) -> None:
         self.result.n_proposed += 1

@@ -12,6 +12,7 @@ from common.charts import format_number, percent
 from common.figures import write_bars_png, write_lines_png, write_parallel_png, write_points_png
 from common.report import Column, Report
 from image_parts.tuning.evaluate import Evaluation
+from image_parts.tuning.samplers import distribution_of, to_params
 from image_parts.tuning.space import SearchSpace
 from image_parts.tuning.stability import Stability
 from image_parts.tuning.tuner import SearchResult
@@ -24,8 +25,8 @@ _MIN_FOR_IMPORTANCE = 10
 _SEPARATION = "max_centroid_cosine"
 _FORMULA = (
     "Weights on separation of centroids, silhouette and cross ratio, all in feature space and so comparable between "
-    "candidates; soft penalties beyond the thresholds of purity, on noise, and on a single dominant cluster. "
-    "docs/iterative_tuning.md has the formula."
+    "candidates of the same features; soft penalties beyond the thresholds of purity, on noise, and on a single "
+    "dominant cluster. docs/iterative_tuning.md has the formula."
 )
 
 
@@ -55,7 +56,7 @@ def draw_plots(result: SearchResult, space: SearchSpace, importances: Mapping[st
         x_label="evaluations",
         y_label="score",
     )
-    write_bars_png(folder / "importance.png", importances, title="Importance for the score", y_label="share")
+    write_bars_png(folder / "importance.png", _by_key(importances), title="Importance for the score", y_label="share")
     draw_parallel(scored, space, folder / "parallel_coordinates.png")
     draw_pareto(scored, folder / "pareto.png")
 
@@ -140,7 +141,7 @@ def write_report(
     report.add_text(_story(result, stability, summary))
     report.add_lines("Progress", progress_series(result), x_label="evaluation", y_label="best score")
     if summary["importances"]:
-        report.add_bars("Importance for the score", summary["importances"], as_percent=True,
+        report.add_bars("Importance for the score", _by_key(summary["importances"]), as_percent=True,
                         note="Share of the differences in score that goes back to each key (PED-ANOVA).")  # fmt: skip
     folder = output_dir / PLOTS
     report.add_image((folder / "parallel_coordinates.png").read_bytes(), title="Candidates by their values",
@@ -164,26 +165,26 @@ _COLUMNS = [
     Column("Iteration", "number"),
     Column("Score", "number", 4),
     Column("Verdict", note="as image_cluster.py says with these settings"),
+    Column("Seeds", note="whether other UMAP seeds give the same clusters"),
+    Column("Mean ARI", "number", 3, "with other UMAP seeds"),
+    Column("Least ARI", "number", 3, "with other UMAP seeds"),
     Column("Clusters", "number"),
     Column("Centroid cosine", "number", 3, "of the two most similar clusters"),
     Column("Silhouette", "number", 3, "by cosine, in feature space"),
     Column("Cross ratio", "number", 3, "of the worst cluster"),
     Column("Noise", "percent", note="images that HDBSCAN left out"),
     Column("Largest", "percent", note="share of the largest cluster"),
-    Column("Mean ARI", "number", 3, "with other UMAP seeds"),
-    Column("Least ARI", "number", 3, "with other UMAP seeds"),
-    Column("Seeds"),
 ]
 
 
 def _row(rank: int, found: Evaluation, stability: Mapping[int, Stability]) -> list[object]:
     metrics, repeated = found.metrics, stability.get(found.iteration)
     values = repeated.to_dict() if repeated else {}
-    said = "" if repeated is None else "stable" if repeated.is_stable else "flipped by a seed"
+    said = "" if repeated is None else "stable" if repeated.is_stable else "flipped"
     names = (_SEPARATION, "silhouette", "max_nn_cross_ratio", "noise_share", "largest_share")
     return [
-        rank, found.iteration, found.score, found.verdict, metrics["n_clusters"], *(metrics[name] for name in names),
-        values.get("mean_ari"), values.get("least_ari"), said,
+        rank, found.iteration, found.score, found.verdict, said, values.get("mean_ari"), values.get("least_ari"),
+        metrics["n_clusters"], *(metrics[name] for name in names),
     ]  # fmt: skip
 
 
@@ -237,21 +238,15 @@ def _story(result: SearchResult, stability: Mapping[int, Stability], summary: Ma
 
 def _as_trial(found: Evaluation, space: SearchSpace) -> Any:
     import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
 
-    params: dict[str, Any] = {}
-    kinds: dict[str, BaseDistribution] = {}
-    for parameter in space.parameters:
-        if parameter.name not in found.choice:
-            continue
-        value = found.choice[parameter.name]
-        params[parameter.name] = parameter.values.index(value) if parameter.is_numeric else value
-        kinds[parameter.name] = (
-            IntDistribution(0, len(parameter.values) - 1)
-            if parameter.is_numeric
-            else CategoricalDistribution(parameter.values)
-        )
+    params = to_params(found.choice, space)
+    kinds = {parameter.name: distribution_of(parameter) for parameter in space.parameters if parameter.name in params}
     return optuna.trial.create_trial(value=_score(found), params=params, distributions=kinds)
+
+
+def _by_key(importances: Mapping[str, float]) -> dict[str, float]:
+    """Without the section, for which there is no room; no two sections that are tuned share a key."""
+    return {name.partition(".")[2]: share for name, share in importances.items()}
 
 
 def _shares_worse(scores: Sequence[float]) -> list[float]:

@@ -1,7 +1,8 @@
 """What to try next: Optuna's samplers, asked in batches, each a pure function of the seed and of what was found before.
 
-    search = Search(space, settings.tuning, study_name="phase 2", journal_path=path)
-    for proposals in iter(search.propose, []): search.tell(proposals, outcomes)
+    search = Search(space, settings.tuning, name="phase 2", journal_path=path)
+    for proposals in iter(search.propose, []):
+        search.tell(proposals, outcomes)
 
 A sampler is made anew for every trial, seeded by the seed of the search and the number of the trial, so that no state
 of a random generator has to survive a kill. A batch is proposed as a whole before its first score is known; how many
@@ -12,15 +13,17 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from image_parts.tuning.incumbents import Scored, cross_stages, step_from_best
 from image_parts.tuning.journal import copy_trial, flush_journal, journal_study, open_journal
+from image_parts.tuning.samplers import evolution_sampler, fresh, suggest_choice, to_params, tpe_sampler
 from image_parts.tuning.settings import TuningSettings
-from image_parts.tuning.space import Choice, Parameter, SearchSpace
+from image_parts.tuning.space import Choice, SearchSpace, choice_key
 
 if TYPE_CHECKING:
     import optuna
@@ -28,8 +31,9 @@ if TYPE_CHECKING:
 _GRID_BATCH = 64
 # Proposals of the model that are made before it learns from the first of them.
 _TPE_BATCH = 5
-_STEP = "step"  # user attributes of a trial
-_OUTCOME = "outcome"
+# Who proposes by turns once a population is evaluated; None is the sampler.
+_TURNS = (None, cross_stages, cross_stages, step_from_best)
+_OUTCOME = "outcome"  # user attribute of a trial
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,7 @@ class Outcome:
     is_new: bool = False
     skipped: str | None = None  # why it was not evaluated
     error: str | None = None
+    labels: str | None = None  # equal for equal clusters
 
 
 class Search:
@@ -73,6 +78,8 @@ class Search:
         self._study = optuna.create_study(direction="maximize")
         self._n_idle = 0  # batches in a row that brought nothing new
         self.outcomes: list[tuple[Proposal, Outcome]] = []
+        self._asked: set[str] = set()  # keys of all choices that were proposed
+        self._results: set[tuple[str | None, float | None]] = set()  # labels and scores that the sampler was told
         self._restore()
 
     @property
@@ -115,14 +122,25 @@ class Search:
 
     def _ask(self, number: int) -> Proposal:
         self._study.sampler = self._sampler(number)
-        if number < len(self._forced):
-            self._study.enqueue_trial(self._to_params(self._forced[number]))
-        trial = self._study.ask()
-        choice: Choice = {}
-        for parameter in self._space.parameters:
-            if self._space.matters(parameter.name, choice):
-                choice[parameter.name] = _suggest(trial, parameter)
+        fixed = self._fixed_choice(number)
+        if fixed is not None:
+            self._study.enqueue_trial(to_params(fixed, self._space))
+        choice = suggest_choice(self._study.ask(), self._space)
+        self._asked.add(choice_key(choice))
         return Proposal(number, choice)
+
+    def _fixed_choice(self, number: int) -> Choice | None:
+        """A choice that the sampler is not asked for: the forced ones first, later those from the best, by turns."""
+        if number < len(self._forced):
+            return self._forced[number]
+        if self._tuning.search_strategy == "grid" or number < self._tuning.population_size:
+            return None
+        derive = _TURNS[number % len(_TURNS)]
+        if derive is None:
+            return None
+        scored = [Scored(p.choice, o.score, o.labels) for p, o in self.outcomes if o.score is not None]
+        seed = trial_seed(self._tuning.seed, self._name, number)
+        return derive(scored, self._space, is_known=self._asked.__contains__, seed=seed)
 
     def _tell(self, proposal: Proposal, outcome: Outcome) -> None:
         from optuna.trial import TrialState
@@ -131,16 +149,25 @@ class Search:
         storage = self._study._storage
         storage.set_trial_user_attr(trial_id, _OUTCOME, {k: v for k, v in outcome.__dict__.items() if v is not None})
         storage.set_trial_user_attr(trial_id, "choice", proposal.choice)
-        # An evolution would fill its population with copies of one candidate; only the first of equals lives in it.
-        is_copy = self._tuning.search_strategy == "evolution" and not outcome.is_new
-        if outcome.score is not None and not is_copy:
-            self._study.tell(proposal.number, outcome.score)
+        if outcome.score is None:
+            self._study.tell(proposal.number, state=TrialState.PRUNED if outcome.skipped else TrialState.FAIL)
+        elif self._is_copy(outcome):
+            self._study.tell(proposal.number, state=TrialState.FAIL)  # which no sampler looks at
         else:
-            state = TrialState.FAIL if outcome.error else TrialState.PRUNED
-            self._study.tell(proposal.number, state=state)
+            self._study.tell(proposal.number, outcome.score)
+            self._results.add((outcome.labels, outcome.score))
+
+    def _is_copy(self, outcome: Outcome) -> bool:
+        """Whether equal clusters with an equal score were told before.
+
+        Often a parameter changes nothing. Copies would fill a population, or what TPE takes for its best tenth, with
+        one point many times over, and the search would stay there; so only the first of equals is told.
+        """
+        return not outcome.is_new or (outcome.labels is not None and (outcome.labels, outcome.score) in self._results)
 
     def _note(self, proposals: Sequence[Proposal], outcomes: Sequence[Outcome]) -> None:
         self.outcomes += zip(proposals, outcomes, strict=True)
+        self._results |= {(outcome.labels, outcome.score) for outcome in outcomes if outcome.score is not None}
         self._n_idle = 0 if any(outcome.is_new for outcome in outcomes) else self._n_idle + 1
 
     def _restore(self) -> None:
@@ -152,21 +179,27 @@ class Search:
             for trial in batch:
                 self._study.add_trial(copy_trial(trial))
             proposals = [Proposal(trial.number, trial.user_attrs["choice"]) for trial in batch]
+            self._asked |= {choice_key(proposal.choice) for proposal in proposals}
             self._note(proposals, [Outcome(**trial.user_attrs[_OUTCOME]) for trial in batch])
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        from optuna.samplers import RandomSampler, TPESampler
+        from optuna.samplers import RandomSampler
 
-        seed = trial_seed(self._tuning.seed, self._name, number)
         strategy, is_idle = self._tuning.search_strategy, self._n_idle > 0  # after an idle batch: one at random
-        if strategy == "evolution":
-            rate = 1.0 if is_idle else self._tuning.mutation_rate
-            return _evolution(seed=seed, population_size=self._tuning.population_size, mutation_prob=rate)
         if strategy == "grid" and not self._only_forced:
             return self._grid
-        if is_idle or self._only_forced:
-            return RandomSampler(seed=seed)
-        return TPESampler(seed=seed, multivariate=True, group=True, n_startup_trials=_n_startup(self._tuning))
+        seed = trial_seed(self._tuning.seed, self._name, number)
+        if strategy == "grid":
+            return RandomSampler(seed=seed)  # of forced choices, which leave nothing to draw
+        sampler: optuna.samplers.BaseSampler
+        population_size, rate = self._tuning.population_size, self._tuning.mutation_rate
+        if is_idle:
+            sampler = RandomSampler(seed=seed)
+        elif strategy == "evolution":
+            sampler = evolution_sampler(seed=seed, population_size=population_size, mutation_prob=rate)
+        else:
+            sampler = tpe_sampler(seed=seed, population_size=population_size)
+        return fresh(sampler, self._space, is_known=self._asked.__contains__, seed=seed)
 
     @cached_property
     def _grid(self) -> optuna.samplers.GridSampler:
@@ -180,40 +213,7 @@ class Search:
             seed=self._tuning.seed,
         )
 
-    def _to_params(self, choice: Mapping[str, Any]) -> dict[str, Any]:
-        return {
-            parameter.name: parameter.values.index(choice[parameter.name])
-            if parameter.is_numeric
-            else choice[parameter.name]
-            for parameter in self._space.parameters
-            if parameter.name in choice
-        }
-
-
-def _evolution(**options: Any) -> optuna.samplers.BaseSampler:
-    from optuna.samplers import NSGAIISampler
-
-    class SteadyNsga(NSGAIISampler):
-        """Parents in the order of trials: as Optuna reads them from its cache, but not as it first selects them."""
-
-        def select_parent(self, study: optuna.Study, generation: int) -> list[optuna.trial.FrozenTrial]:
-            return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
-
-    return SteadyNsga(**options)
-
 
 def trial_seed(seed: int, name: str, number: int) -> int:
     """The seed of one trial: 32 bits that differ for every trial, phase and seed."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{name}:{number}".encode()).digest()[:4], "big")
-
-
-def _n_startup(tuning: TuningSettings) -> int:
-    """Trials at random before TPE's model takes over: with fewer it settles on what it met first."""
-    return max(10, tuning.population_size)
-
-
-def _suggest(trial: optuna.Trial, parameter: Parameter) -> Any:
-    """A value; numbers by their place in the list, so that near values are near to the sampler too."""
-    if parameter.is_numeric:
-        return parameter.values[trial.suggest_int(parameter.name, 0, len(parameter.values) - 1)]
-    return trial.suggest_categorical(parameter.name, parameter.values)

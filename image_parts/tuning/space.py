@@ -98,6 +98,14 @@ class SearchSpace:
                 "; ".join(error["msg"].removeprefix("Value error, ") for error in problem.errors())
             ) from None
 
+    def fits(self, choice: Mapping[str, Any]) -> bool:
+        """Whether the values of a choice go together."""
+        try:
+            self.settings_of(choice)
+        except UnfitChoice:
+            return False
+        return True
+
     def neighbors(self, choice: Mapping[str, Any]) -> list[Choice]:
         """The choices one step away: one parameter a value up or down, or any other value where there is no order."""
         found = []

@@ -27,7 +27,7 @@ from image_parts.tuning.phases import (
 from image_parts.tuning.records import Records
 from image_parts.tuning.samples import Samples
 from image_parts.tuning.search import Search
-from image_parts.tuning.space import Choice, SearchSpace, UnfitChoice, choice_key
+from image_parts.tuning.space import Choice, SearchSpace, choice_key
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def spread(space: SearchSpace, seeds: Sequence[Choice], *, limit: int, n_rounds:
     ring = list(seeds)
     rounds = 0
     while ring:
-        fresh = {choice_key(choice): choice for choice in ring if _fits(space, choice)}
+        fresh = {choice_key(choice): choice for choice in ring if space.fits(choice)}
         new = [choice for key, choice in fresh.items() if key not in found]
         found |= fresh
         if len(found) >= limit or rounds == n_rounds:
@@ -230,14 +230,6 @@ def check_fraction(space: SearchSpace, *, n_distinct: int) -> None:
 def _best_choices(sample: PhaseResult, count: int) -> list[Choice]:
     scored = [found for found in sample.evaluations if found.score is not None]
     return [found.choice for found in sorted(scored, key=rank_key)[:count]]
-
-
-def _fits(space: SearchSpace, choice: Choice) -> bool:
-    try:
-        space.settings_of(choice)
-    except UnfitChoice:
-        return False
-    return True
 
 
 def _values_of(space: SearchSpace, name: str) -> list[int]:
