@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import sys
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +22,10 @@ from common import cli
 from common.columns import describe_errors, merge_errors, read_vectors, replace_columns, vector_array
 from common.commit import Identity, fingerprint_files, make_folder, remove_stale_temporaries
 from common.config import StageSettings, UserError
-from common.engine import map_items
-from common.outputs import ShardTask, StageOutput
+from common.outputs import StageOutput
 from common.pca_file import load_pca, save_pca
-from common.shards import Shard, ShardSet, open_shards, shard_name
-from common.stage import write_missing_shards
+from common.shards import Shard, ShardSet, open_shards
+from common.stage import ShardToShard, map_shards, one_to_one, write_missing_shards
 from common.threads import map_ahead
 from common.vectors import CovarianceSums, Pca, fit_pca, l2_normalize
 
@@ -75,14 +73,6 @@ class Settings(StageSettings):
         return Path(self.pca_model_path) if self.pca_model_path else Path(self.output_dir) / "pca.safetensors"
 
 
-@dataclass(frozen=True)
-class TransformTask:
-    """One input shard and the output shard that it becomes."""
-
-    source: Shard
-    shard: ShardTask
-
-
 def run(settings: Settings, *, overwrite: bool = False) -> Path:
     """Fit PCA over all shards in one pass, then transform them one by one; returns the output folder."""
     watch = cli.Stopwatch()
@@ -95,10 +85,7 @@ def run(settings: Settings, *, overwrite: bool = False) -> Path:
             log.info("nothing to do: %s is complete", output.folder)
             return output.folder
         pca = find_pca(shards, settings, identity, may_reuse=not overwrite)
-        tasks = [
-            TransformTask(shard, output.task(shard_name(index), shard.n_rows))
-            for index, shard in enumerate(shards.shards)
-        ]
+        tasks = one_to_one(shards, output)
         write = partial(transform_shard, pca=pca, settings=settings)
         write_missing_shards(write, tasks, output, settings, label="transform")
         totals = count_rows([Shard(task.shard.path, task.source.n_rows) for task in tasks])
@@ -165,15 +152,9 @@ def gather_covariance(shards: ShardSet, settings: Settings) -> CovarianceSums:
     """Covariance sums of all usable rows, in one pass; shards are gathered apart and added in their order."""
     shift = _first_mean(shards, settings)
     device = _fit_device(settings)
-    with cli.Progress(shards.n_rows, label="fit", enabled=settings.progress) as progress:
-        parts = map_items(
-            partial(gather_shard, shift=shift, settings=settings, device=device),
-            shards.shards,
-            settings.engine,
-            on_result=lambda shard, _: progress.update(shard.n_rows),
-        )
+    gather = partial(gather_shard, shift=shift, settings=settings, device=device)
     sums = CovarianceSums.empty(shift)
-    for part in parts:
+    for part in map_shards(gather, shards.shards, settings, label="fit"):
         sums.merge(part)
     if sums.n_rows == 0:
         raise UserError(
@@ -243,7 +224,7 @@ def prepare_vectors(
 # --- Transform -------------------------------------------------------------------------------------------------------
 
 
-def transform_shard(task: TransformTask, *, pca: Pca, settings: Settings) -> dict[str, Any]:
+def transform_shard(task: ShardToShard, *, pca: Pca, settings: Settings) -> dict[str, Any]:
     """Write one output shard; returns what `_SUCCESS` says of it."""
     columns = task.source.schema.names
     if not settings.keep_cls:

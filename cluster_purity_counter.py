@@ -19,18 +19,18 @@ import numpy as np
 from pydantic import Field
 
 from common import cli
-from common.centroids import Centroids, add_centroid_columns, load_centroids, refuse_other_predictions
+from common.centroids import Centroids, add_centroid_columns
 from common.cluster_samples import ClusterSamples, sample_shard
+from common.clustered_shards import clustered_inputs, open_clustered_shards
 from common.commit import Identity, OutputLock, describe_changes, make_folder, remove_stale_temporaries, write_json
 from common.config import StageSettings, UserError
 from common.engine import map_items
 from common.purity_report import write_purity_report
 from common.quality import Agreement, ClusterQuality, Contingency
-from common.shards import Shard, ShardSet, open_shards, read_stamp
+from common.shards import Shard, ShardSet, read_stamp
+from common.stage import map_shards
 
 log = logging.getLogger(__name__)
-
-WRITTEN_BY = "cluster_train_clusters.py with train.run_mode=predict"
 
 
 class Settings(StageSettings):
@@ -109,25 +109,17 @@ def check(settings: Settings) -> dict[str, Any]:
 def make_identity(settings: Settings, shards: ShardSet, centroids: Centroids) -> Identity:
     """What the purity depends on."""
     names = ("teacher_label_column", "cluster_column", "examples_per_cluster", "map_rows", "map_method", "random_state")
-    predicted = shards.layer("predict")
-    inputs = {
-        "shards_dir": shards.fingerprint,
-        "cluster ids": str(predicted["fingerprint"]) if predicted else "as they are",
-        "centroids_path": centroids.fingerprint,
-    }
-    return Identity("purity_counter", {name: getattr(settings, name) for name in names}, inputs)
+    keys = {name: getattr(settings, name) for name in names}
+    return Identity("purity_counter", keys, clustered_inputs(shards, centroids))
 
 
 def _open_inputs(settings: Settings) -> tuple[ShardSet, Centroids]:
-    shards = open_shards(settings.shards_dir, written_by=WRITTEN_BY)
-    writers = {
-        settings.cluster_column: WRITTEN_BY,
-        settings.teacher_label_column: "cluster_supervise.py on labelled input",
-    }
-    shards.require_columns(settings.cluster_column, settings.teacher_label_column, written_by=writers)
-    centroids = load_centroids(settings.centroids_path)
-    refuse_other_predictions(shards, centroids)
-    return shards, centroids
+    return open_clustered_shards(
+        settings.shards_dir,
+        settings.centroids_path,
+        cluster_column=settings.cluster_column,
+        columns={settings.teacher_label_column: "cluster_supervise.py on labelled input"},
+    )
 
 
 def _is_complete(centroids: Centroids, identity: Identity, settings: Settings, *, overwrite: bool) -> bool:
@@ -148,15 +140,8 @@ def _is_complete(centroids: Centroids, identity: Identity, settings: Settings, *
 
 def count_labels(shards: ShardSet, settings: Settings) -> Contingency:
     """The number of rows for each pair of cluster and label; shards are counted apart and added in their order."""
-    with cli.Progress(shards.n_rows, label="count", enabled=settings.progress) as progress:
-        parts = map_items(
-            partial(count_shard, settings=settings),
-            shards.shards,
-            settings.engine,
-            on_result=lambda shard, _: progress.update(shard.n_rows),
-        )
     counts = Contingency()
-    for part in parts:
+    for part in map_shards(partial(count_shard, settings=settings), shards.shards, settings, label="count"):
         counts.merge(part)
     return counts
 

@@ -13,13 +13,12 @@ from common.columns import read_vectors, replace_columns, vector_array
 from common.commit import fingerprint_files, write_bytes
 from common.config import UserError
 from common.shard_writer import write_shard
-from common.shards import Shard, ShardSet, Stamp, read_stamp
+from common.shards import Shard, Stamp, read_stamp
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 WRITTEN_BY = "cluster_train_clusters.py"
-PREDICTED_BY = "cluster_train_clusters.py with train.run_mode=predict"
 
 
 @dataclass(frozen=True)
@@ -75,20 +74,6 @@ def load_centroids(path: str | Path) -> Centroids:
         fingerprint=stamp.fingerprint if stamp else fingerprint_files([path]),
         table=table,
     )
-
-
-def refuse_other_predictions(shards: ShardSet, centroids: Centroids) -> None:
-    """Raise UserError where the ids in the shards are unfinished, or were predicted with other centroids."""
-    predicted = shards.layer("predict")
-    if predicted is None:
-        return
-    if not predicted["complete"]:
-        raise UserError(f"the cluster ids in {shards.folder} are unfinished; run {PREDICTED_BY} again to finish them")
-    if predicted["identity"]["inputs"]["centroids_out"] != centroids.fingerprint:
-        raise UserError(
-            f"the cluster ids in {shards.folder} were predicted with other centroids than {centroids.path}; "
-            f"run {PREDICTED_BY} --overwrite"
-        )
 
 
 def add_centroid_columns(centroids: Centroids, columns: dict[str, pa.Array], layer: dict[str, Any]) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from common.centroids import PREDICTED_BY, Centroids, load_centroids, refuse_other_predictions
+from common.centroids import Centroids, load_centroids
+from common.config import UserError
 from common.shards import ShardSet, open_shards
+
+PREDICTED_BY = "cluster_train_clusters.py with train.run_mode=predict"
 
 
 def open_clustered_shards(
@@ -18,7 +21,7 @@ def open_clustered_shards(
     shards = open_shards(shards_dir, written_by=PREDICTED_BY)
     shards.require_columns(cluster_column, *columns, written_by={cluster_column: PREDICTED_BY, **columns})
     centroids = load_centroids(centroids_path)
-    refuse_other_predictions(shards, centroids)
+    _refuse_other_predictions(shards, centroids)
     return shards, centroids
 
 
@@ -30,3 +33,17 @@ def clustered_inputs(shards: ShardSet, centroids: Centroids) -> dict[str, str]:
         "cluster ids": str(predicted["fingerprint"]) if predicted else "as they are",
         "centroids_path": centroids.fingerprint,
     }
+
+
+def _refuse_other_predictions(shards: ShardSet, centroids: Centroids) -> None:
+    """Raise UserError where the ids in the shards are unfinished, or were predicted with other centroids."""
+    predicted = shards.layer("predict")
+    if predicted is None:
+        return
+    if not predicted["complete"]:
+        raise UserError(f"the cluster ids in {shards.folder} are unfinished; run {PREDICTED_BY} again to finish them")
+    if predicted["identity"]["inputs"]["centroids_out"] != centroids.fingerprint:
+        raise UserError(
+            f"the cluster ids in {shards.folder} were predicted with other centroids than {centroids.path}; "
+            f"run {PREDICTED_BY} --overwrite"
+        )
