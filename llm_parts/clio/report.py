@@ -44,7 +44,12 @@ NO_VALUE = 255
 EXAMPLES_PER_CLUSTER = 5
 MAX_CLUSTERS_WITH_EXAMPLES = 2_000  # in the table; the tree shows them for all
 NAMES_IN_CAPITALS = ("acc", "ami", "ari", "llm", "nmi")
-SHORT_NAMES = {"n_clusters": "Clusters", "largest_share": "Largest", "cophenetic_correlation": "Cophenetic"}
+SHORT_NAMES = {
+    "n_clusters": "Clusters",
+    "largest_share": "Largest",
+    "cophenetic_correlation": "Cophenetic",
+    "same_when_swapped": "Swapped",
+}
 SHARES = frozenset(  # shown as percentages
     (
         *("largest_share", "label_purity", "judge_vote", "share", "purity", "rate", "in_a_cluster"),
