@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from image_parts.pipeline import cluster_features, graph_width, has_graph, is_pc
 from image_parts.settings import ImageSettings, ReductionSettings
 from image_parts.tuning import stages as stages_module
 from image_parts.tuning.evaluate import Job, Measures, evaluate, labels_digest
+from image_parts.tuning.samples import store_sample
 from image_parts.tuning.stages import Sample, Stages, StageStore, candidate_key
 
 CHOICES = {
@@ -129,6 +131,17 @@ def test_a_stage_is_read_not_computed_again_and_a_damaged_one_is(features, tmp_p
         np.save(file, np.zeros((7, 2), np.float32))  # of other features
     assert (make_stages(features, tmp_path).cluster(settings).labels == first).all()
     assert caplog.text.count("is damaged and is computed again") == 2
+
+
+def test_a_sample_that_is_damaged_is_written_again(tmp_path, caplog):
+    sample = Sample(np.eye(8, dtype=np.float32), np.arange(8))
+    path = Path(store_sample(sample, tmp_path, backend=CPU, max_components=4).folder) / "vectors.npy"
+    whole = path.read_bytes()
+    for damaged in (whole[:60], whole[:-8], b""):
+        path.write_bytes(damaged)
+        store_sample(sample, tmp_path, backend=CPU, max_components=4)
+        assert path.read_bytes() == whole
+    assert caplog.text.count("is damaged and is written again") == 3
 
 
 def test_settings_that_are_capped_alike_are_one_candidate():

@@ -87,11 +87,23 @@ def store_sample(sample: Sample, root: Path, *, backend: Backend, max_components
     folder = make_folder(root / _stages_name(sample, backend))
     remove_stale_temporaries(folder)
     for name, array in (("vectors", sample.vectors), ("rows", sample.rows)):
-        if not (folder / f"{name}.npy").exists():
+        if not _is_whole(folder / f"{name}.npy", array):
             with atomic_file(folder / f"{name}.npy") as file:
                 np.save(file, array)
     n_vectors, dimension = sample.vectors.shape
     return SampleHandle(str(folder), (n_vectors, dimension), len(sample.rows), backend, max_components)
+
+
+def _is_whole(path: Path, array: np.ndarray) -> bool:
+    """Whether a file is there and holds an array like this one; its content is what its folder is named by."""
+    try:
+        there = np.load(path, mmap_mode="r")
+    except FileNotFoundError:
+        return False
+    except (ValueError, EOFError) as damage:
+        log.warning("%s is damaged and is written again: %s", path, damage)
+        return False
+    return bool(there.shape == array.shape and there.dtype == array.dtype)
 
 
 @lru_cache(maxsize=2)
