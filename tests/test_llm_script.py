@@ -285,7 +285,13 @@ N_KILLS = 20
 def test_killed_at_random_moments_nothing_is_paid_twice(tmp_path, frame):
     """Twenty kills from the first call to the last; afterwards the result is that of a run nobody disturbed."""
     dice = random.Random(5)
-    faults = rates(malformed=0.05, rate_limited=0.03)
+    drawn = rates(malformed=0.05, rate_limited=0.03)
+
+    def faults(call, n_seen):
+        # What is malformed must not depend on how often a killed run had sent the prompt; a 429 changes nothing.
+        first, now = drawn(call, 0), drawn(call, n_seen)
+        return first if first and first.kind == "malformed" else now if now and now.kind != "malformed" else None
+
     for name in ("whole", "killed"):
         (tmp_path / name).mkdir()
     with LlmServer(TruthBrain(labels_by_text(frame), wrong=0.05), faults=faults) as calm:
