@@ -270,7 +270,7 @@ def test_search_looks_at_cells_and_examples_and_marks_them(browser, tmp_path):  
     open_page(browser, small_report().write(tmp_path / "report.html"))
     type_into(browser, "CARD")
     assert sorted(cells(browser, 2)) == ["Card stolen", "card lost"]
-    assert browser.execute_script("return document.querySelector('.count').textContent") == "2 of 4"
+    assert browser.execute_script("return document.querySelector('.count').textContent") == "2 of 4 rows"
     assert browser.execute_script("return [...document.querySelectorAll('mark')].map(m => m.textContent)") == [
         "Card",
         "card",

@@ -87,8 +87,8 @@ class DataTable {
       head.setAttribute("aria-sort", index !== this.sort ? "none" : this.descending ? "descending" : "ascending");
     }
     if (this.sort !== null) this.sortMenu.value = `${this.sort} ${this.descending ? "down" : "up"}`;
-    const all = this.rows.length.toLocaleString("en");
-    this.count.textContent = this.words.length ? `${this.found.length.toLocaleString("en")} of ${all}` : `${all} rows`;
+    const all = `${this.rows.length.toLocaleString("en")} ${this.rows.length === 1 ? "row" : "rows"}`;
+    this.count.textContent = this.words.length ? `${this.found.length.toLocaleString("en")} of ${all}` : all;
     this.render();
   }
 
