@@ -149,8 +149,9 @@ def count_labels(shards: ShardSet, settings: Settings) -> Contingency:
 def count_shard(shard: Shard, *, settings: Settings) -> Contingency:
     """The counts of one shard."""
     counts = Contingency()
-    for table in shard.iter_tables([settings.cluster_column, settings.teacher_label_column]):
-        counts.update(table[settings.cluster_column], table[settings.teacher_label_column])
+    label = settings.teacher_label_column
+    for table in shard.iter_tables([settings.cluster_column, label], as_dictionaries=[label]):
+        counts.update(table[settings.cluster_column], table[label])
     return counts
 
 

@@ -170,12 +170,10 @@ class Contingency:
         return clusters[order], ranks[codes][order], self._counts[0][order]
 
     def _encode(self, labels: Any) -> np.ndarray:
-        import pyarrow.compute as pc
-
         encoded = _as_arrow(labels).dictionary_encode()
         values = encoded.dictionary.to_pylist()
         codes = np.array([self._code(value) for value in values] + [_NO_LABEL], np.int64)
-        return codes[pc.fill_null(encoded.indices.cast("int64"), len(values)).to_numpy(zero_copy_only=False)]
+        return codes[_to_numpy(encoded.indices, absent=len(values))]
 
     def _code(self, value: Any) -> int:
         label = label_text(value)
@@ -271,18 +269,23 @@ def _as_cluster_ids(cluster_ids: Any) -> np.ndarray:
     if isinstance(cluster_ids, np.ndarray) and cluster_ids.dtype.kind in "iu":
         ids = cluster_ids.astype(np.int64)
     else:
-        import pyarrow.compute as pc
-
-        ids = pc.fill_null(_cast_to_int(_as_arrow(cluster_ids)), -1).to_numpy(zero_copy_only=False)
+        ids = _to_numpy(_cast_to_int(_as_arrow(cluster_ids)), absent=-1).astype(np.int64)
     if len(ids) and ids.max() > _MAX_CLUSTER_ID:
         raise UserError(f"cluster id {ids.max()} is too large; ids go up to {_MAX_CLUSTER_ID}, so number them anew")
     return np.maximum(ids, -1)
+
+
+def _to_numpy(array: Any, *, absent: int) -> np.ndarray:
+    """Integers of an Arrow array, `absent` for null."""
+    return np.asarray(array.cast("int64").fill_null(absent) if array.null_count else array)
 
 
 def _cast_to_int(array: Any) -> Any:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    if pa.types.is_signed_integer(array.type):
+        return array
     if pa.types.is_floating(array.type):
         array = pc.if_else(pc.is_nan(array), None, array)
     try:

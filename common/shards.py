@@ -127,14 +127,19 @@ class Shard:
     path: Path
     n_rows: int
 
-    def open(self) -> pq.ParquetFile:
-        """Open the file with page checksums verified; raises UserError where it is damaged."""
+    def open(self, *, as_dictionaries: Sequence[str] = ()) -> pq.ParquetFile:
+        """Open the file with page checksums verified; raises UserError where it is damaged.
+
+        Columns of text in `as_dictionaries` come as dictionaries, as they lie in the file: each text is decoded once.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             # Pre-buffering would hold the columns of several row groups at a time, and wins on remote disks alone.
-            return pq.ParquetFile(self.path, page_checksum_verification=True, pre_buffer=False)
+            return pq.ParquetFile(
+                self.path, page_checksum_verification=True, pre_buffer=False, read_dictionary=list(as_dictionaries)
+            )
         except FileNotFoundError:
             raise UserError(f"shard {self.path} is missing; run the stage that writes it again") from None
         except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
@@ -151,14 +156,16 @@ class Shard:
             except (pa.ArrowException, UnicodeDecodeError) as problem:
                 raise damaged(self.path, problem) from None
 
-    def iter_tables(self, columns: Sequence[str] | None = None, *, n_rows: int = CHUNK_ROWS) -> Iterator[pa.Table]:
-        """Yield the rows in order, at most `n_rows` at a time, with only the columns asked for."""
-        return read_ahead(self._decode(columns, n_rows))
+    def iter_tables(
+        self, columns: Sequence[str] | None = None, *, n_rows: int = CHUNK_ROWS, as_dictionaries: Sequence[str] = ()
+    ) -> Iterator[pa.Table]:
+        """Yield the rows in order, at most `n_rows` at a time, with only the columns asked for; see `open`."""
+        return read_ahead(self._decode(columns, n_rows, as_dictionaries))
 
-    def _decode(self, columns: Sequence[str] | None, n_rows: int) -> Iterator[pa.Table]:
+    def _decode(self, columns: Sequence[str] | None, n_rows: int, as_dictionaries: Sequence[str]) -> Iterator[pa.Table]:
         import pyarrow as pa
 
-        with self.open() as file:
+        with self.open(as_dictionaries=as_dictionaries) as file:
             schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
             n_read = 0
             try:
