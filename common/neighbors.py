@@ -12,6 +12,7 @@ import importlib.util
 import itertools
 import threading
 from contextlib import nullcontext
+from operator import itemgetter
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -32,7 +33,7 @@ _MARGIN = 4
 # Directions in which products of many dimensions are bounded, and from how many rows on that pays.
 _N_DIRECTIONS = 64
 _MIN_ROWS_PER_DIMENSION = 16
-# Added to the square of what lies beyond the directions: more than float32 products of unit rows are off.
+# Added to the square of what lies beyond the directions: more than unit rows and their float32 products are off.
 _BOUND_MARGIN = 1e-5
 # Rows that are turned at a time: few megabytes.
 _PIECE_ROWS = 4096
@@ -78,10 +79,7 @@ def exact_neighbors(
         candidates = _candidates_on_cpu(*factors, n_candidates, chunk or _TILE_ROWS)
     else:
         candidates = _candidates_on_gpu(*factors, n_candidates, chunk or max(16, _BLOCK_ELEMENTS // n), device)
-    candidates.sort(axis=1)  # equal distances go by index
-    exact = _distances(points, candidates, metric)
-    order = np.argsort(exact, axis=1, kind="stable")[:, :k]
-    return Neighbors(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(exact, order, axis=1))
+    return _nearest(points, candidates, k, metric)
 
 
 def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int) -> np.ndarray:
@@ -94,56 +92,71 @@ def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: i
 
     n = len(left)
     ids, scores = empty_best(n, count)
-    bounding = _bounding_rows(left, count) if left is right else None
-    rows = np.empty((0, 0), np.float32) if bounding is None else left
-    left, right = (left, right) if bounding is None else (bounding, bounding)
+    bounds = _find_bounds(left, count) if left is right else None
+    rows = np.empty((0, 0), np.float32) if bounds is None else left
     starts = range(0, n, chunk)
     tiles = list(itertools.combinations_with_replacement(starts, 2))
     locks = {start: threading.Lock() for start in starts}
 
+    def factor(of: np.ndarray, start: int) -> np.ndarray:
+        part = of[start : start + chunk]
+        return part if bounds is None else bounds.turn(part)
+
     def work(places: range) -> None:
         room = np.empty(min(chunk, n) ** 2, np.float32)
-        for row, column in (tiles[place] for place in places):
-            lefts, rights = left[row : row + chunk], right[column : column + chunk]
-            tile = room[: len(lefts) * len(rights)].reshape(len(lefts), len(rights))
-            np.matmul(lefts, rights.T, out=tile)
-            with locks[row], locks[column] if column != row else nullcontext():  # the lower first: no deadlock
-                offer_tile(tile, row, column, ids, scores, rows)
+        for row, columns in itertools.groupby((tiles[place] for place in places), key=itemgetter(0)):
+            lefts = factor(left, row)
+            for _, column in columns:
+                rights = factor(right, column)
+                tile = room[: len(lefts) * len(rights)].reshape(len(lefts), len(rights))
+                np.matmul(lefts, rights.T, out=tile)
+                with locks[row], locks[column] if column != row else nullcontext():  # the lower first: no deadlock
+                    offer_tile(tile, row, column, ids, scores, rows)
 
     share_tiles(work, n_rows=len(tiles), tile_rows=1)
     return ids
 
 
-def _bounding_rows(rows: np.ndarray, count: int) -> np.ndarray | None:
-    """Rows [n, 65] whose products with each other are never below those of `rows` [n, d], and close above most.
+class _Bounds(NamedTuple):
+    """The directions in which products of rows of length 1, or 0, are bounded from above.
 
-    A row is turned to the 64 directions that hold most of all rows, and what it has beyond them is taken by its length:
-    x.y <= p(x).p(y) + |x - p(x)| |y - p(y)|, by Cauchy and Schwarz. None where finding the directions would take
-    longer than it saves, or where the rows have no such directions, so that too many bounds come near the best scores.
+    A row is turned to them, and what it has beyond them is taken by its length:
+    x.y <= p(x).p(y) + |x - p(x)| |y - p(y)|, by Cauchy and Schwarz.
+    """
+
+    directions: np.ndarray  # [d, 64] float32
+
+    def turn(self, rows: np.ndarray) -> np.ndarray:
+        """Rows [r, 65] whose products with each other are never below those of `rows` [r, d], and close above most."""
+        turned = np.empty((len(rows), _N_DIRECTIONS + 1), np.float32)
+        inside = np.matmul(rows, self.directions, out=turned[:, :-1])
+        turned[:, -1] = np.sqrt(np.maximum(1.0 - np.vecdot(inside, inside), 0.0) + _BOUND_MARGIN)
+        return turned
+
+
+def _find_bounds(rows: np.ndarray, count: int) -> _Bounds | None:
+    """The 64 directions that hold most of `rows` [n, d], which are not kept turned: memory would grow with them.
+
+    None where finding the directions would take longer than it saves, or where the rows have no such directions, so
+    that too many bounds come near the best scores.
     """
     n, d = rows.shape
     if d < 2 * _N_DIRECTIONS or n < _MIN_ROWS_PER_DIMENSION * d:
         return None
     _, directions = np.linalg.eigh((rows.T @ rows).astype(np.float64))
-    main = np.ascontiguousarray(directions[:, -_N_DIRECTIONS:], np.float32)
-    bounding = np.empty((n, _N_DIRECTIONS + 1), np.float32)
-    for start in range(0, n, _PIECE_ROWS):
-        part = rows[start : start + _PIECE_ROWS]
-        turned = part @ main
-        inside, whole = (np.einsum("nd,nd->n", x, x, dtype=np.float64) for x in (turned, part))
-        bounding[start : start + _PIECE_ROWS, :-1] = turned
-        bounding[start : start + _PIECE_ROWS, -1] = np.sqrt(np.maximum(whole - inside, 0.0) + _BOUND_MARGIN)
-    return bounding if _share_of_candidates(rows, bounding, count) <= _MAX_SHARE else None
+    bounds = _Bounds(np.ascontiguousarray(directions[:, -_N_DIRECTIONS:], np.float32))
+    return bounds if _share_of_candidates(rows, bounds, count) <= _MAX_SHARE else None
 
 
-def _share_of_candidates(rows: np.ndarray, bounding: np.ndarray, count: int) -> float:
+def _share_of_candidates(rows: np.ndarray, bounds: _Bounds, count: int) -> float:
     """The share of all pairs whose bound reaches the `count` best scores of a row, estimated from a few rows."""
     n = len(rows)
-    shares = []
-    for row in np.linspace(0, n - 1, _N_ASKED).astype(np.int64):
-        least = np.partition(rows @ rows[row], n - count - 1)[n - count - 1]  # one more: a row is its own best
-        shares.append(np.mean(bounding @ bounding[row] >= least))
-    return float(np.mean(shares))
+    asked = rows[np.linspace(0, n - 1, _N_ASKED).astype(np.int64)]
+    # One more than `count`: a row is its own best.
+    least = np.array([np.partition(rows @ row, n - count - 1)[n - count - 1] for row in asked])
+    asked_bounds = bounds.turn(asked)
+    pieces = (bounds.turn(rows[start : start + _PIECE_ROWS]) for start in range(0, n, _PIECE_ROWS))
+    return sum(int((piece @ asked_bounds.T >= least).sum()) for piece in pieces) / (n * len(asked))
 
 
 def _candidates_on_gpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
@@ -208,17 +221,23 @@ def _score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarr
     return np.hstack([points, ones, half_squares]), np.hstack([points, -half_squares, -ones])
 
 
-def _distances(points: np.ndarray, candidates: np.ndarray, metric: NeighborMetric) -> np.ndarray:
-    """Distances [n, m] of all rows to their candidates, float32, from differences: exactly 0 for equal rows."""
-    squares = np.empty(candidates.shape, np.float32)
-    step = max(1, _RESCORE_ELEMENTS // (candidates.shape[1] * points.shape[1]))
-    for start in range(0, len(points), step):
+def _nearest(points: np.ndarray, candidates: np.ndarray, k: int, metric: NeighborMetric) -> Neighbors:
+    """The `k` nearest of the candidates [n, m] of all rows, a few rows at a time; equal distances go by index."""
+    n, m = candidates.shape
+    nearest = Neighbors(np.empty((n, k), np.int32), np.empty((n, k), np.float32))
+    is_zero: np.ndarray = np.logical_not(points.any(axis=1))
+    step = max(1, _RESCORE_ELEMENTS // (m * points.shape[1]))
+    for start in range(0, n, step):
         part = slice(start, start + step)
-        offsets = points[candidates[part]]
+        near = np.sort(candidates[part], axis=1)
+        offsets = points[near]
         offsets -= points[part, None]
-        squares[part] = np.einsum("cmd,cmd->cm", offsets, offsets)
-    if metric == "euclidean":
-        return np.sqrt(squares)
-    # |x - y|^2 / 2 = 1 - x.y for two unit rows; a zero row is at distance 1 from all.
-    zero: np.ndarray = np.logical_not(points.any(axis=1))
-    return np.where(zero[:, None] | zero[candidates], np.float32(1.0), squares / 2)
+        squares = np.einsum("rmd,rmd->rm", offsets, offsets)  # exactly 0 for equal rows
+        if metric == "euclidean":
+            distances = np.sqrt(squares)
+        else:  # |x - y|^2 / 2 = 1 - x.y for two unit rows; a zero row is at distance 1 from all
+            distances = np.where(is_zero[part, None] | is_zero[near], np.float32(1.0), squares / 2)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+        nearest.indices[part] = np.take_along_axis(near, order, axis=1)
+        nearest.distances[part] = np.take_along_axis(distances, order, axis=1)
+    return nearest

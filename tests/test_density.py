@@ -16,7 +16,7 @@ from common.backend import Backend
 from common.best_scores import empty_best, offer_tile
 from common.config import UserError
 from common.density import cluster_dbscan, cluster_hdbscan, cut_tree, embed_umap, single_linkage_tree
-from common.neighbors import Neighbors, _bounding_rows, _candidates_by_torch, _candidates_on_cpu, exact_neighbors
+from common.neighbors import Neighbors, _candidates_by_torch, _candidates_on_cpu, _find_bounds, exact_neighbors
 
 CUML = Backend("cuml", "cuda", "a stand-in")
 
@@ -106,10 +106,12 @@ def test_bounds_in_few_directions_leave_the_neighbors_as_they_are(spread, is_use
     vectors = means[rng.integers(30, size=2200)] + rng.standard_normal((2200, 130)) * np.arange(1, 131) ** -0.5 * spread
     vectors = vectors.astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    bounding = _bounding_rows(vectors, 9)
-    assert (bounding is not None) == is_used
-    if bounding is not None:
-        assert (bounding @ bounding.T >= vectors @ vectors.T).all()
+    vectors[7] = 0  # has no direction, and a cosine of 0 to all
+    bounds = _find_bounds(vectors, 9)
+    assert (bounds is not None) == is_used
+    if bounds is not None:
+        turned = bounds.turn(vectors)
+        assert (turned @ turned.T >= vectors @ vectors.T).all()
     _check_against_scikit_learn(exact_neighbors(vectors, 5, chunk=700), vectors, 5, "cosine")
 
 
