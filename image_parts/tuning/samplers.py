@@ -1,6 +1,6 @@
 """Optuna's samplers as the search uses them: each made anew for one trial, none proposing what is known already.
 
-    study.sampler = fresh(tpe_sampler(seed=seed, population_size=40), space, is_known=known.__contains__, seed=seed)
+    study.sampler = fresh(tpe_sampler(seed=seed, population_size=20), space, is_known=known.__contains__, seed=seed)
     trial = study.ask()
     choice = suggest_choice(trial, space)
 
