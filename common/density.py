@@ -15,13 +15,16 @@ from __future__ import annotations
 import logging
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from common.backend import CPU, Backend
 from common.config import UserError
 from common.neighbors import Neighbors, exact_neighbors
+
+if TYPE_CHECKING:
+    from common.condensed_tree import CondensedTree
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +49,7 @@ class LinkageTree:
 
     merges: np.ndarray  # [n - 1, 4] float64, as in scipy.cluster.hierarchy
     n_rows: int
-    _condensed: dict[int, tuple[np.ndarray, dict[float, float]]] = field(
-        default_factory=dict, repr=False, compare=False
-    )
+    _condensed: dict[int, CondensedTree] = field(default_factory=dict, repr=False, compare=False)
 
 
 def embed_umap(
@@ -62,13 +63,15 @@ def embed_umap(
     backend: Backend = CPU,
     knn: Neighbors | None = None,
     n_epochs: int | None = None,
+    start: np.ndarray | None = None,
 ) -> np.ndarray:
     """Embed vectors [n, d] by UMAP into [n, n_components] float32.
 
     `n_neighbors` counts the row itself, as UMAP does. `knn` is a graph from `exact_neighbors` or
     `approximate_neighbors` with the same metric and at least n_neighbors - 1 columns; without one an exact graph is
     made up to 50,000 rows. With `random_state` None the
-    CPU version runs in parallel and differs from run to run.
+    CPU version runs in parallel and differs from run to run. `start` [n, n_components] is where rows begin; without it
+    the graph's eigenvectors are found, which takes longer than all else for very many rows.
     Raises UserError if n_neighbors is not between 2 and n - 1, if the graph is too small or a value is not finite.
     """
     n = len(vectors)
@@ -83,7 +86,7 @@ def embed_umap(
         "random_state": random_state,
         "n_epochs": n_epochs,
         # The spectral start needs more rows than it has dimensions.
-        "init": "random" if n <= n_components + 1 else "spectral",
+        "init": start if start is not None else "random" if n <= n_components + 1 else "spectral",
         "precomputed_knn": None if knn is None else _with_self(knn, n_neighbors),
     }
     if random_state is None:
@@ -178,21 +181,14 @@ def cut_tree(
     _check_cut(min_cluster_size, cluster_selection_epsilon, cluster_selection_method)
     if tree.n_rows < max(2, min_cluster_size):
         return _all_noise(tree.n_rows)
-    # Modules of the package that its own estimator is made of, and not part of its promised interface.
-    from hdbscan._hdbscan_tree import compute_stability, condense_tree, get_clusters
+    from common.condensed_tree import condense, flat_clusters
 
     if min_cluster_size not in tree._condensed:
-        condensed = condense_tree(tree.merges, min_cluster_size)
-        tree._condensed[min_cluster_size] = (condensed, compute_stability(condensed))
-    condensed, stability = tree._condensed[min_cluster_size]
-    with np.errstate(divide="ignore", invalid="ignore"):  # duplicates merge at distance 0
-        labels, probabilities, _ = get_clusters(
-            condensed,
-            dict(stability),  # get_clusters writes into it
-            cluster_selection_method,
-            cluster_selection_epsilon=float(cluster_selection_epsilon),
-        )
-    return Clusters(labels.astype(np.int32), np.nan_to_num(probabilities).astype(np.float32))
+        tree._condensed[min_cluster_size] = condense(tree.merges, min_cluster_size=min_cluster_size)
+    labels, probabilities = flat_clusters(
+        tree._condensed[min_cluster_size], method=cluster_selection_method, epsilon=cluster_selection_epsilon
+    )
+    return Clusters(labels, probabilities)
 
 
 def cluster_dbscan(

@@ -165,6 +165,22 @@ def test_staged_hdbscan_equals_a_direct_fit(blobs, min_samples):
     assert len(n_clusters) > 2  # the settings do differ
 
 
+@pytest.mark.parametrize("min_samples", [1, 4])
+def test_staged_hdbscan_equals_a_direct_fit_where_distances_are_equal(min_samples):
+    """Rows on a grid, many of them twice: merges at equal heights and at 0, where numbers of clusters could differ."""
+    rows = np.round(np.random.default_rng(8).standard_normal((400, 2)), 1)
+    tree = single_linkage_tree(rows, min_samples=min_samples)
+    for size in (2, 3, 10, 399):
+        for method in ("eom", "leaf"):
+            for epsilon in (0.0, 0.15):
+                settings = {"cluster_selection_epsilon": epsilon, "cluster_selection_method": method}
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    direct = hdbscan.HDBSCAN(min_cluster_size=size, min_samples=min_samples, **settings).fit(rows)
+                staged = cut_tree(tree, min_cluster_size=size, **settings)
+                assert np.array_equal(staged.labels, direct.labels_)
+                assert np.array_equal(staged.probabilities, direct.probabilities_.astype(np.float32))
+
+
 def test_hdbscan_of_the_pipeline_equals_a_direct_fit_also_in_many_dimensions(blobs):
     wide = np.random.default_rng(3).standard_normal((200, 70)).astype(np.float32)
     wide[:100] += 3
