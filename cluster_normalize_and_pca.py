@@ -19,9 +19,10 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from common import cli
-from common.columns import describe_errors, merge_errors, read_vectors, replace_columns, vector_array
+from common.columns import describe_errors, merge_errors, read_vectors, vector_array
 from common.commit import Identity, fingerprint_files, make_folder, remove_stale_temporaries
 from common.config import StageSettings, UserError
+from common.extended_shard import Extension, write_extended_shard
 from common.outputs import StageOutput
 from common.pca_file import load_pca, save_pca
 from common.shards import Shard, ShardSet, open_shards
@@ -55,7 +56,7 @@ class Settings(StageSettings):
     keep_cls: bool = Field(True, description="carry the vectors and probs along; false saves most of the disk")
     fit: bool = Field(True, description="false applies the PCA in pca_model_path to new rows")
     pca_model_path: str | None = Field(None, description="where the PCA lies; null: pca.safetensors in output_dir")
-    batch_size: int = Field(8192, ge=1, description="rows in memory at once")
+    batch_size: int = Field(2048, ge=1, description="rows in memory at once")
     device: str = Field("auto", description="auto, cpu, cuda or cuda:N, for the products of the fit")
     use_gpu_pca: bool = Field(True, description="false keeps the fit on the CPU whatever the device")
     overwrite: bool = Field(False, description="replace an output of another configuration, as --overwrite does")
@@ -224,23 +225,31 @@ def prepare_vectors(
 # --- Transform -------------------------------------------------------------------------------------------------------
 
 
-def transform_shard(task: ShardToShard, *, pca: Pca, settings: Settings) -> dict[str, Any]:
-    """Write one output shard; returns what `_SUCCESS` says of it."""
-    columns = task.source.schema.names
-    if not settings.keep_cls:
-        columns = [name for name in columns if name not in (settings.vector_column, "probs")]
+def transform_shard(task: ShardToShard, *, pca: Pca, settings: Settings) -> None:
+    """Write one output shard: the columns of the input as they are, with `pca` and `error`."""
+    names = task.source.schema.names
+    dropped = () if settings.keep_cls else (settings.vector_column, "probs")
+    extension = Extension(
+        task.source,
+        columns=[name for name in names if name not in dropped],
+        reads=[settings.vector_column, *({"error"} & set(names))],
+        compute=partial(transform, source=task.source, pca=pca, settings=settings),
+        batch_size=settings.batch_size,
+    )
+    write_extended_shard(task.shard.path, extension, task.shard.stamp)
 
-    def transform(table: pa.Table) -> pa.Table:
-        vectors, usable, reasons = prepare_vectors(table, task.source, settings, dimension=len(pca.mean))
-        reduced = pca.transform(vectors, whiten=settings.whiten)  # [n, c]
-        if settings.renormalize:
-            reduced, _ = l2_normalize(reduced)
-        reduced[~usable] = 0
-        errors = merge_errors(table["error"] if "error" in table.schema.names else None, reasons, table.num_rows)
-        return replace_columns(table.select(columns), {"pca": vector_array(reduced, valid=usable), "error": errors})
 
-    schema = transform(task.source.schema.empty_table()).schema
-    return task.shard.write(schema, map_ahead(transform, task.source.iter_tables(n_rows=settings.batch_size)))
+def transform(table: pa.Table, *, source: Shard, pca: Pca, settings: Settings) -> pa.Table:
+    """The columns `pca` and `error` of some rows of a shard."""
+    import pyarrow as pa
+
+    vectors, usable, reasons = prepare_vectors(table, source, settings, dimension=len(pca.mean))
+    reduced = pca.transform(vectors, whiten=settings.whiten)  # [n, c]
+    if settings.renormalize:
+        reduced, _ = l2_normalize(reduced)
+    reduced[~usable] = 0
+    errors = merge_errors(table["error"] if "error" in table.schema.names else None, reasons, table.num_rows)
+    return pa.table({"pca": vector_array(reduced, valid=usable), "error": errors})
 
 
 def count_rows(shards: list[Shard]) -> dict[str, Any]:

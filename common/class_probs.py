@@ -67,14 +67,15 @@ class Prototypes:
     classes: list[str]
     centers: np.ndarray  # [c, d] float32, unit length
 
-    def add_probs(self, table: pa.Table, *, temperature: float) -> pa.Table:
-        """The table with probabilities by a softmax over the cosines of its `cls` to the classes."""
+    def find_probs(self, table: pa.Table, *, temperature: float) -> pa.Table:
+        """Both columns, by a softmax over the cosines of `cls` to the classes."""
         column = read_vectors(table["cls"], where="cls", dimension=self.centers.shape[1])
         cosines = _unit(column.vectors) @ self.centers.T  # [n, c]
         scores = np.exp((cosines - cosines.max(axis=1, keepdims=True, initial=-1.0)) / temperature)
         probs = scores / scores.sum(axis=1, keepdims=True)
         usable = np.flatnonzero(column.valid).tolist()
-        return add_probs(table, probs[usable].astype(np.float32), usable=usable, classes=self.classes)
+        with_probs = add_probs(table, probs[usable].astype(np.float32), usable=usable, classes=self.classes)
+        return with_probs.select(["probs", "prediction"])
 
 
 def has_own_probs(shard: Shard) -> bool:
@@ -115,4 +116,5 @@ def write_prototype_probs(shards: Sequence[Shard], prototypes: Prototypes, *, te
     for shard in shards:
         task = LayerTask(shard, "prototypes", {"stage": "prototypes"}, fingerprint)
         if not task.is_done():
-            task.write(partial(prototypes.add_probs, temperature=temperature))
+            compute = partial(prototypes.find_probs, temperature=temperature)
+            task.write(compute, reads=["cls"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.centroids import Centroids
-from common.columns import read_vectors, replace_columns
+from common.columns import read_vectors
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.layers import LayerOutput, LayerTask
@@ -50,8 +50,8 @@ class Predictor:
         """Length of a centroid."""
         return int(self.centroids.centers.shape[1])
 
-    def add_ids(self, table: pa.Table, *, where: str) -> pa.Table:
-        """The table with id and distance of each row's nearest centroid; null where a row has no vector."""
+    def find_ids(self, table: pa.Table, *, where: str) -> pa.Table:
+        """Id and distance of each row's nearest centroid, as two columns; null where a row has no vector."""
         import pyarrow as pa
 
         from common.kmeans import assign, unit_rows
@@ -61,12 +61,11 @@ class Predictor:
         vectors = unit_rows(column.vectors) if self.centroids.spherical else column.vectors
         nearest, squared_distances = assign(vectors, self.centroids.centers)
         mask = ~column.valid
-        return replace_columns(
-            table,
+        return pa.table(
             {
                 self.id_column: pa.array(self.centroids.ids[nearest], pa.int32(), mask=mask),
                 self.distance_column: pa.array(np.sqrt(squared_distances), pa.float32(), mask=mask),
-            },
+            }
         )
 
 
@@ -89,9 +88,9 @@ def predict_in_place(
     return totals
 
 
-def add_ids(task: LayerTask, *, predictor: Predictor) -> int:
-    """Rewrite one shard with the id of the nearest centroid of each row."""
-    return task.write(partial(predictor.add_ids, where=str(task.shard.path)))
+def add_ids(task: LayerTask, *, predictor: Predictor) -> None:
+    """Give one shard the id of the nearest centroid of each row."""
+    task.write(partial(predictor.find_ids, where=str(task.shard.path)), reads=[predictor.vector_column])
 
 
 # --- Into a folder of their own --------------------------------------------------------------------------------------
@@ -120,11 +119,10 @@ def predict_into_folder(
 
 def write_ids(task: ShardToShard, *, predictor: Predictor) -> dict[str, Any]:
     """Write the ids of one shard, and nothing else, to a shard of its own."""
-    vectors, ids = [predictor.vector_column], [predictor.id_column, predictor.distance_column]
-    with_ids = partial(predictor.add_ids, where=str(task.source.path))
-    tables = (with_ids(table).select(ids) for table in task.source.iter_tables(vectors))
-    empty = task.source.schema.empty_table().select(vectors)
-    return task.shard.write(with_ids(empty).select(ids).schema, tables)
+    find_ids = partial(predictor.find_ids, where=str(task.source.path))
+    tables = (find_ids(table) for table in task.source.iter_tables([predictor.vector_column]))
+    empty = task.source.schema.empty_table().select([predictor.vector_column])
+    return task.shard.write(find_ids(empty).schema, tables)
 
 
 def _count(shards: Sequence[Shard], predictor: Predictor) -> dict[str, int]:

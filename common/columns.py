@@ -47,6 +47,13 @@ def is_vector(arrow_type: pa.DataType) -> bool:
     return bool(is_list and (pa.types.is_floating(arrow_type.value_type) or pa.types.is_integer(arrow_type.value_type)))
 
 
+def is_plain_vector(arrow_type: pa.DataType) -> bool:
+    """Whether an Arrow type is that of the vectors which the stages write."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_fixed_size_list(arrow_type) and arrow_type.equals(vector_type(arrow_type.list_size)))
+
+
 def vector_type(dimension: int, dtype: str = "float32") -> pa.DataType:
     """The Arrow type of vectors of one dimension; `dtype` is float32 or float16."""
     import pyarrow as pa

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from common.commit import HeldOutput, Identity, describe_changes, remove_stale_temporaries, write_json
 from common.config import UserError
+from common.extended_shard import Extension, write_extended_shard
 from common.outputs import library_versions
-from common.shard_writer import shard_entry, write_shard
+from common.shard_writer import shard_entry
 from common.shards import SUCCESS, Shard, ShardSet, Stamp, read_stamp
 
 if TYPE_CHECKING:
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 # The identity of shards that no stage of this suite made.
 PLAIN_FOLDER = {"stage": "plain folder"}
-
-AddColumns = Callable[["pa.Table"], "pa.Table"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,13 @@ class LayerTask:
         """Whether the shard has the layer with this fingerprint."""
         return _has_layer(self.shard.path, self.layer, self.fingerprint)
 
-    def write(self, add_columns: AddColumns) -> int:
-        """Rewrite the shard as `add_columns` returns each of its tables; it must keep the rows and their order."""
+    def write(self, compute: Callable[[pa.Table], pa.Table], *, reads: Sequence[str]) -> None:
+        """Give the shard the columns that `compute` makes, row by row, of tables of the columns `reads`."""
         before = read_stamp(self.shard.path) or Stamp(PLAIN_FOLDER, self.folder_fingerprint, self.shard.n_rows)
         layers = {**before.layers, self.layer: {"identity": self.identity, "fingerprint": self.fingerprint}}
         stamp = Stamp(before.identity, before.fingerprint, before.n_rows, layers)
-        schema = add_columns(self.shard.schema.empty_table()).schema
-        tables = (add_columns(table) for table in self.shard.iter_tables())
-        return write_shard(self.shard.path, schema, tables, stamp)
+        extension = Extension(self.shard, self.shard.schema.names, reads, compute)
+        write_extended_shard(self.shard.path, extension, stamp)
 
 
 def _has_layer(path: Path, layer: str, fingerprint: str) -> bool:

@@ -27,14 +27,8 @@ def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], stamp
 
     n_rows = 0
     with atomic_file(path) as file:
-        options: dict[str, Any] = {
-            "compression": dict(_column_codecs(schema)),
-            "use_dictionary": [field.name for field in schema if _is_compressible(field.type)],
-            "write_statistics": [field.name for field in schema if not is_vector(field.type)],
-            "write_page_checksum": True,
-        }
         # On an exception this `with` closes a file that looks whole; it is safe because `atomic_file` throws it away.
-        with pq.ParquetWriter(file, schema, **options) as writer:
+        with pq.ParquetWriter(file, schema, **parquet_options(schema)) as writer:
             for table in tables:
                 writer.write_table(pa.table(table.columns, schema=schema), row_group_size=ROW_GROUP_ROWS)
                 n_rows += table.num_rows
@@ -42,6 +36,16 @@ def write_shard(path: Path, schema: pa.Schema, tables: Iterable[pa.Table], stamp
                 raise UserError(f"{path} would hold {n_rows} of {stamp.n_rows} rows; the input changed during the run")
             writer.add_key_value_metadata({STAMP_KEY.decode(): stamp.to_json()})
         return file.tell()
+
+
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How the columns of a shard are encoded, as the keyword arguments of pyarrow's writer."""
+    return {
+        "compression": dict(_column_codecs(schema)),
+        "use_dictionary": [field.name for field in schema if _is_compressible(field.type)],
+        "write_statistics": [field.name for field in schema if not is_vector(field.type)],
+        "write_page_checksum": True,
+    }
 
 
 def _is_compressible(arrow_type: pa.DataType) -> bool:

@@ -18,8 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.columns import is_plain_vector, vector_array
 from common.commit import fingerprint_files, is_temporary
 from common.config import UserError, canonical_json
+from common.parquet_footer import Footer, read_footer_bytes
+from common.plain_vectors import read_plain_vectors
 from common.threads import read_ahead
 
 if TYPE_CHECKING:
@@ -169,14 +172,46 @@ class Shard:
             schema = file.schema_arrow if columns is None else pa.schema([file.schema_arrow.field(c) for c in columns])
             n_read = 0
             try:
-                for batch in file.iter_batches(batch_size=n_rows, columns=columns, use_threads=True):
-                    n_read += batch.num_rows
-                    yield pa.table([batch.column(name) for name in schema.names], schema=schema)
-            except (pa.ArrowException, UnicodeDecodeError, OSError) as problem:
+                for table in _iter_row_groups(file, self.path, schema, n_rows):
+                    n_read += table.num_rows
+                    yield table
+            except (pa.ArrowException, UnicodeDecodeError, ValueError, OSError) as problem:
                 raise damaged(self.path, problem) from None
             # A page whose header names an unknown kind is passed over without an error, and its rows with it.
             if n_read != file.metadata.num_rows and schema.names:
                 raise damaged(self.path, ValueError(f"{n_read} of {file.metadata.num_rows} rows could be read"))
+
+
+def _iter_batches(file: pq.ParquetFile, schema: pa.Schema, n_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows as pyarrow decodes them."""
+    import pyarrow as pa
+
+    for batch in file.iter_batches(batch_size=n_rows, columns=schema.names, use_threads=True):
+        yield pa.table([batch.column(name) for name in schema.names], schema=schema)
+
+
+def _iter_row_groups(file: pq.ParquetFile, path: Path, schema: pa.Schema, n_rows: int) -> Iterator[pa.Table]:
+    """Yield the rows of a shard of ours, with vectors read as they lie in its pages and the rest decoded."""
+    import pyarrow as pa
+
+    lengths = {field.name: field.type.list_size for field in schema if is_plain_vector(field.type)}
+    if not lengths or STAMP_KEY not in (file.metadata.metadata or {}):
+        yield from _iter_batches(file, schema, n_rows)
+        return
+    with path.open("rb") as pages:
+        for index, group in enumerate(Footer(read_footer_bytes(pages)).groups):
+            columns = {}
+            for name, length in lengths.items():
+                vectors = read_plain_vectors(pages, group, name, dimension=length)
+                if vectors is not None:
+                    columns[name] = vector_array(vectors)
+            decoded = [name for name in schema.names if name not in columns]
+            if decoded:
+                table = file.read_row_group(index, columns=decoded)
+                columns |= dict(zip(table.column_names, table.columns, strict=True))
+            rows = pa.table([columns[name] for name in schema.names], schema=schema)
+            for start in range(0, group.n_rows, n_rows):
+                yield rows.slice(start, n_rows)
 
 
 @dataclass(frozen=True)

@@ -310,9 +310,9 @@ def test_the_second_of_two_runs_names_the_first(pipeline: TextPipeline) -> None:
     script, _ = STAGES["pca"]
     command = [sys.executable, f"{script}.py", "--config", str(pipeline.config)]
     hold = (
-        "import os, signal, sys; from common import shard_writer; real = shard_writer.write_shard\n"
+        "import os, signal, sys; from common import extended_shard as module; real = module.write_extended_shard\n"
         "def stopping(*a, **k):\n    os.kill(os.getpid(), signal.SIGSTOP); return real(*a, **k)\n"
-        "shard_writer.write_shard = stopping\n"
+        "module.write_extended_shard = stopping\n"
         "import runpy; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     first = subprocess.Popen([sys.executable, "-c", hold, *command[1:]], cwd=ROOT, stderr=subprocess.PIPE, text=True)
