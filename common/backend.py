@@ -112,19 +112,15 @@ def choose_dtype(requested: str = "auto", *, device: str) -> str:
         requested = "auto"
     if requested == "auto":
         return "bfloat16" if _has_fast_bfloat16(device) else "float32"
-    if requested == "bfloat16" and device == "cpu" and not cpu_has_amx():
-        logger.warning("dtype bfloat16 on a CPU without AMX is usually slower than float32")
+    if requested == "bfloat16" and device == "cpu" and not (cpu_has_amx() or "avx512_bf16" in _cpu_flags()):
+        logger.warning("dtype bfloat16 on a CPU without AMX or AVX512_BF16 is usually slower than float32")
     return requested
 
 
 @lru_cache(maxsize=1)
 def cpu_has_amx() -> bool:
     """Whether the processor multiplies bfloat16 tiles (AMX) and the system lets us use it."""
-    try:
-        flags = set(CPUINFO_PATH.read_text(encoding="utf-8", errors="replace").split())
-    except OSError:
-        return False  # not Linux: no AMX server processor is known to run anything else
-    if not {"amx_bf16", "amx_tile"} <= flags:
+    if not {"amx_bf16", "amx_tile"} <= _cpu_flags():
         return False
     try:
         import torch
@@ -133,6 +129,14 @@ def cpu_has_amx() -> bool:
     # A private function of torch: where it is gone, the processor's own list decides.
     check = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return True if check is None else bool(check())
+
+
+def _cpu_flags() -> set[str]:
+    """The instruction sets that Linux lists; none elsewhere, where no server processor with AMX is known to run."""
+    try:
+        return set(CPUINFO_PATH.read_text(encoding="utf-8", errors="replace").split())
+    except OSError:
+        return set()
 
 
 @lru_cache(maxsize=1)

@@ -152,8 +152,11 @@ def test_device_with_two_gpus(monkeypatch):
         backend.choose_device("cuda:2")
 
 
-@pytest.mark.parametrize(("flags", "expected"), [("fpu amx_bf16 amx_tile", True), ("fpu avx512_bf16", False)])
-def test_amx_is_read_from_the_processor_and_dtype_follows(tmp_path, monkeypatch, flags, expected, caplog):
+@pytest.mark.parametrize(
+    ("flags", "expected", "warns"),
+    [("fpu amx_bf16 amx_tile", True, False), ("fpu avx512_bf16", False, False), ("fpu avx2", False, True)],
+)
+def test_amx_is_read_from_the_processor_and_dtype_follows(tmp_path, monkeypatch, flags, expected, warns, caplog):
     torch = pytest.importorskip("torch")
     cpuinfo_path = tmp_path / "cpuinfo"
     cpuinfo_path.write_text(f"processor : 0\nflags : {flags}\n")
@@ -166,6 +169,8 @@ def test_amx_is_read_from_the_processor_and_dtype_follows(tmp_path, monkeypatch,
     assert caplog.text == ""
     assert backend.choose_dtype("float16", device="cpu") == fast
     assert "float16 is not for CPUs" in caplog.text
+    assert backend.choose_dtype("bfloat16", device="cpu") == "bfloat16"
+    assert ("usually slower than float32" in caplog.text) is warns
 
 
 def test_amx_that_the_system_withholds_does_not_count(tmp_path, monkeypatch):
