@@ -144,8 +144,13 @@ def _no_tokenizer(model: str, reason: str) -> UserError:
 def longest_input(model: str, config: Any, tokenizer: Any, *, revision: str | None = None) -> int:
     """Tokens of a text that the model reads: the least of what its files, its positions and its tokenizer allow."""
     own = (read_side_file(model, "sentence_bert_config.json", revision=revision) or {}).get("max_seq_length")
+    limits = [own, readable_positions(config), tokenizer.model_max_length]
+    return int(min(limit for limit in limits if limit))
+
+
+def readable_positions(config: Any) -> int | None:
+    """Tokens that an architecture has positions for; None where it needs none."""
     positions = getattr(config, "max_position_embeddings", None)
     # RoBERTa's kind numbers positions from padding_idx + 1 and so reads two tokens less than its table has rows.
     offset = 2 if getattr(config, "model_type", "") in {"roberta", "xlm-roberta", "camembert"} else 0
-    limits = [own, positions - offset if positions else None, tokenizer.model_max_length]
-    return int(min(limit for limit in limits if limit))
+    return int(positions) - offset if positions else None
