@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from common.backend import choose_backend
 from common.cli import Stopwatch
 from common.commit import OutputLock
 from common.config import UserError
+from common.mapped import return_freed_arrays
 from common.neighbors import Neighbors
 from image_parts.exports import EXPORT_DIR, FIFTYONE_NAME, write_exports, write_fiftyone
 from image_parts.extractors import identify_model
@@ -90,6 +92,7 @@ def run(
     if undo_files or resume_files:
         return _finish_files(settings, forward=resume_files)
     watch = Stopwatch()
+    return_freed_arrays()
     input_dir, output_dir = check_folders(settings.input_dir, settings.output_dir)
     stage = _refuse_half_sorted(output_dir)
     with OutputLock(output_dir):
@@ -179,7 +182,7 @@ def _measure(
     return report
 
 
-def _truth(records: list[ImageRecord], settings: ImageSettings, input_dir: Path) -> TrueLabels | None:
+def _truth(records: Sequence[ImageRecord], settings: ImageSettings, input_dir: Path) -> TrueLabels | None:
     if settings.purity.truth is None:
         return None
     subdir = settings.annotations.image_subdir

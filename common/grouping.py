@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from common.mapped import release
+
 # Rows turned to float64 at a time.
 CHUNK_ROWS = 4096
 
@@ -47,6 +49,7 @@ def cluster_sums(vectors: np.ndarray, codes: np.ndarray, k: int, *, weights: np.
         values = np.ones(len(inside)) if weights is None else weights[start + inside]
         membership = csr_array((values, (part[inside], inside)), shape=(k, len(part)))
         total += membership @ vectors[start : start + CHUNK_ROWS].astype(np.float64)
+        release(vectors[start : start + CHUNK_ROWS])
     return total
 
 

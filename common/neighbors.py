@@ -3,7 +3,8 @@
     neighbors = exact_neighbors(vectors, 15, metric="cosine")
     neighbors.indices, neighbors.distances          # [n, 15] int32, [n, 15] float32, nearest first
 
-One graph at the largest k serves everything that asks for neighbours: UMAP, the cross ratio, local measures.
+One graph at the largest k serves everything that asks for neighbours: UMAP, the cross ratio, local measures. Rows are
+gone through part by part, so that a matrix that lies in a file (`common.mapped`) is never in memory as a whole.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import threading
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from operator import itemgetter
 from typing import Literal, NamedTuple
@@ -18,6 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from common.config import UserError
+from common.mapped import release
 from common.threads import share_tiles
 
 NeighborMetric = Literal["cosine", "euclidean"]
@@ -26,10 +29,12 @@ NeighborMetric = Literal["cosine", "euclidean"]
 _TILE_ROWS = 1000
 # Scores of one block of rows against all others on a device, float32: 64 MB.
 _BLOCK_ELEMENTS = 1 << 24
-# Vectors gathered for the exact distances of candidates: 4 MB stay in the cache of a core.
-_RESCORE_ELEMENTS = 1 << 20
+# Rows whose candidates are looked at together, in the order of the candidates: these rows stay, the others pass by.
+_RESCORE_ROWS = 4096
+# Vectors gathered for the exact distances of candidates: 2 MB stay in the cache of a core.
+_RESCORE_ELEMENTS = 1 << 19
 # Candidates beyond k, which make up for the rounding of float32 products.
-_MARGIN = 4
+MARGIN = 4
 # Directions in which products of many dimensions are bounded, and from how many rows on that pays.
 _N_DIRECTIONS = 64
 _MIN_ROWS_PER_DIMENSION = 16
@@ -44,6 +49,9 @@ _MAX_SHARE = 0.03
 _HUGE = 1e18
 # What float32 leaves of a length of 1.
 _UNIT_TOLERANCE = 1e-6
+
+
+Tile = tuple[slice, slice]
 
 
 class Neighbors(NamedTuple):
@@ -70,16 +78,15 @@ def exact_neighbors(
     Raises UserError if k is not between 1 and n - 1, or if a value is not finite.
     """
     n = len(vectors)
-    if not 1 <= k <= n - 1:
-        raise UserError(f"{k} nearest neighbours are asked for among {n} rows; use a number from 1 to {max(n - 1, 1)}")
-    points = _prepare(vectors, metric)
-    n_candidates = min(k + _MARGIN, n - 1)
-    factors = _score_factors(points, metric)
+    check_count(k, n_rows=n)
+    points = prepare_points(vectors, metric)
+    n_candidates = min(k + MARGIN, n - 1)
+    factors = score_factors(points, metric)
     if device == "cpu":
         candidates = _candidates_on_cpu(*factors, n_candidates, chunk or _TILE_ROWS)
     else:
         candidates = _candidates_on_gpu(*factors, n_candidates, chunk or max(16, _BLOCK_ELEMENTS // n), device)
-    return _nearest(points, candidates, k, metric)
+    return rank_candidates(points, candidates, k, metric)
 
 
 def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int) -> np.ndarray:
@@ -88,33 +95,59 @@ def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: i
     Scores are symmetric, so that a tile of them serves its rows and its columns; and a tile stays in the cache between
     the product and the selection.
     """
-    from common.best_scores import empty_best, offer_tile
+    from common.best_scores import empty_best
 
     n = len(left)
     ids, scores = empty_best(n, count)
-    bounds = _find_bounds(left, count) if left is right else None
-    rows = np.empty((0, 0), np.float32) if bounds is None else left
-    starts = range(0, n, chunk)
-    tiles = list(itertools.combinations_with_replacement(starts, 2))
-    locks = {start: threading.Lock() for start in starts}
+    parts = [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
+    tiles = list(itertools.combinations_with_replacement(parts, 2))
+    offer_tiles(tiles, left, right, ids, scores, bounds=_find_bounds(left, count) if left is right else None)
+    return ids
 
-    def factor(of: np.ndarray, start: int) -> np.ndarray:
-        part = of[start : start + chunk]
-        return part if bounds is None else bounds.turn(part)
+
+def offer_tiles(
+    tiles: Sequence[Tile],
+    left: np.ndarray,
+    right: np.ndarray,
+    ids: np.ndarray,
+    scores: np.ndarray,
+    *,
+    bounds: _Bounds | None = None,
+) -> None:
+    """Multiply pairs of parts of the rows, and keep the best products of either side's rows in `ids` and `scores`.
+
+    The first part of a pair is the second one, or lies before it; pairs of one first part stand together. `ids` and
+    `scores` [n, count] are those of `empty_best`, and do not depend on the order of the tiles. With `bounds` the tiles
+    are made of turned rows, and only what these leave open is multiplied in full.
+    """
+    from common.best_scores import offer_tile
+
+    rows = np.empty((0, 0), np.float32) if bounds is None else left
+    locks = {part.start: threading.Lock() for tile in tiles for part in tile}
+    largest = max((_length(one) * _length(other) for one, other in tiles), default=0)
+
+    def factor(of: np.ndarray, part: slice) -> np.ndarray:
+        return of[part] if bounds is None else bounds.turn(of[part])
 
     def work(places: range) -> None:
-        room = np.empty(min(chunk, n) ** 2, np.float32)
-        for row, columns in itertools.groupby((tiles[place] for place in places), key=itemgetter(0)):
+        room = np.empty(largest, np.float32)
+        for row, pairs in itertools.groupby((tiles[place] for place in places), key=itemgetter(0)):
             lefts = factor(left, row)
-            for _, column in columns:
+            for _, column in pairs:
                 rights = factor(right, column)
                 tile = room[: len(lefts) * len(rights)].reshape(len(lefts), len(rights))
                 np.matmul(lefts, rights.T, out=tile)
-                with locks[row], locks[column] if column != row else nullcontext():  # the lower first: no deadlock
-                    offer_tile(tile, row, column, ids, scores, rows)
+                one, other = locks[row.start], locks[column.start]
+                with one, other if other is not one else nullcontext():  # the lower first: no deadlock
+                    offer_tile(tile, row.start, column.start, ids, scores, rows)
+                release(right[column])
+            release(left[row])
 
     share_tiles(work, n_rows=len(tiles), tile_rows=1)
-    return ids
+
+
+def _length(part: slice) -> int:
+    return int(part.stop - part.start)
 
 
 class _Bounds(NamedTuple):
@@ -143,7 +176,10 @@ def _find_bounds(rows: np.ndarray, count: int) -> _Bounds | None:
     n, d = rows.shape
     if d < 2 * _N_DIRECTIONS or n < _MIN_ROWS_PER_DIMENSION * d:
         return None
-    _, directions = np.linalg.eigh((rows.T @ rows).astype(np.float64))
+    gram = np.zeros((d, d))
+    for part in _pieces(rows):
+        gram += part.T @ part
+    _, directions = np.linalg.eigh(gram)
     bounds = _Bounds(np.ascontiguousarray(directions[:, -_N_DIRECTIONS:], np.float32))
     return bounds if _share_of_candidates(rows, bounds, count) <= _MAX_SHARE else None
 
@@ -153,10 +189,20 @@ def _share_of_candidates(rows: np.ndarray, bounds: _Bounds, count: int) -> float
     n = len(rows)
     asked = rows[np.linspace(0, n - 1, _N_ASKED).astype(np.int64)]
     # One more than `count`: a row is its own best.
-    least = np.array([np.partition(rows @ row, n - count - 1)[n - count - 1] for row in asked])
+    best = np.full((count + 1, len(asked)), -np.inf, np.float32)  # the lowest first
+    for part in _pieces(rows):
+        best = np.partition(np.vstack([best, part @ asked.T]), -count - 1, axis=0)[-count - 1 :]
+    least = best[0]
     asked_bounds = bounds.turn(asked)
-    pieces = (bounds.turn(rows[start : start + _PIECE_ROWS]) for start in range(0, n, _PIECE_ROWS))
-    return sum(int((piece @ asked_bounds.T >= least).sum()) for piece in pieces) / (n * len(asked))
+    return sum(int((bounds.turn(part) @ asked_bounds.T >= least).sum()) for part in _pieces(rows)) / (n * len(asked))
+
+
+def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
+    """All rows, some at a time, whose memory is given back after them."""
+    for start in range(0, len(rows), _PIECE_ROWS):
+        part = rows[start : start + _PIECE_ROWS]
+        yield part
+        release(part)
 
 
 def _candidates_on_gpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
@@ -195,12 +241,20 @@ def _candidates_by_cupy(left: np.ndarray, right: np.ndarray, count: int, chunk: 
     return ids
 
 
-def _prepare(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
+def check_count(k: int, *, n_rows: int) -> None:
+    """Raise UserError unless a row can have `k` neighbours among the others."""
+    if not 1 <= k <= n_rows - 1:
+        most = max(n_rows - 1, 1)
+        raise UserError(f"{k} nearest neighbours are asked for among {n_rows} rows; use a number from 1 to {most}")
+
+
+def prepare_points(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
     """Rows as float32: of unit length for cosine, centred (less rounding) for euclidean."""
     if metric not in ("cosine", "euclidean"):
         raise UserError(f'metric "{metric}" is unknown here; use cosine or euclidean')
     points = np.ascontiguousarray(vectors, dtype=np.float32)
-    norms = np.sqrt(np.einsum("nd,nd->n", points, points, dtype=np.float64))
+    squares = [np.einsum("nd,nd->n", part, part, dtype=np.float64) for part in _pieces(points)]
+    norms = np.sqrt(np.concatenate(squares))
     is_usable = norms < (_HUGE if metric == "euclidean" else np.inf)  # NaN is not
     if not is_usable.all():
         bad = int(np.flatnonzero(~is_usable)[0])
@@ -212,7 +266,7 @@ def _prepare(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
     return points / np.where(norms > 0, norms, 1.0)[:, None].astype(np.float32)
 
 
-def _score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarray, np.ndarray]:
+def score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarray, np.ndarray]:
     """Two matrices whose product is a symmetric score: cosines, or -|x - y|^2 / 2 for euclidean distances."""
     if metric == "cosine":
         return points, points
@@ -221,18 +275,15 @@ def _score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarr
     return np.hstack([points, ones, half_squares]), np.hstack([points, -half_squares, -ones])
 
 
-def _nearest(points: np.ndarray, candidates: np.ndarray, k: int, metric: NeighborMetric) -> Neighbors:
-    """The `k` nearest of the candidates [n, m] of all rows, a few rows at a time; equal distances go by index."""
-    n, m = candidates.shape
+def rank_candidates(points: np.ndarray, candidates: np.ndarray, k: int, metric: NeighborMetric) -> Neighbors:
+    """The `k` nearest of the candidates [n, m] of all rows, some rows at a time; equal distances go by index."""
+    n = len(candidates)
     nearest = Neighbors(np.empty((n, k), np.int32), np.empty((n, k), np.float32))
-    is_zero: np.ndarray = np.logical_not(points.any(axis=1))
-    step = max(1, _RESCORE_ELEMENTS // (m * points.shape[1]))
-    for start in range(0, n, step):
-        part = slice(start, start + step)
+    is_zero = np.concatenate([np.logical_not(part.any(axis=1)) for part in _pieces(points)])
+    for start in range(0, n, _RESCORE_ROWS):
+        part = slice(start, start + _RESCORE_ROWS)
         near = np.sort(candidates[part], axis=1)
-        offsets = points[near]
-        offsets -= points[part, None]
-        squares = np.einsum("rmd,rmd->rm", offsets, offsets)  # exactly 0 for equal rows
+        squares = _squared_distances(points, near, start)
         if metric == "euclidean":
             distances = np.sqrt(squares)
         else:  # |x - y|^2 / 2 = 1 - x.y for two unit rows; a zero row is at distance 1 from all
@@ -241,3 +292,20 @@ def _nearest(points: np.ndarray, candidates: np.ndarray, k: int, metric: Neighbo
         nearest.indices[part] = np.take_along_axis(near, order, axis=1)
         nearest.distances[part] = np.take_along_axis(distances, order, axis=1)
     return nearest
+
+
+def _squared_distances(points: np.ndarray, near: np.ndarray, first_row: int) -> np.ndarray:
+    """Squared distances [r, m] float32 of the rows from `first_row` on to the rows `near` [r, m]; 0 for equal rows."""
+    r, m = near.shape
+    squares = np.empty(r * m, np.float32)
+    by_candidate = np.argsort(near, axis=None)  # so that `points` is gone through once, from its first row to its last
+    step = max(1, _RESCORE_ELEMENTS // points.shape[1])
+    for start in range(0, r * m, step):
+        pairs = by_candidate[start : start + step]
+        others = near.reshape(-1)[pairs]
+        offsets = points[others]
+        offsets -= points[first_row + pairs // m]
+        squares[pairs] = np.einsum("pd,pd->p", offsets, offsets)
+        release(points[others[0] : others[-1] + 1])
+    release(points[first_row : first_row + r])
+    return squares.reshape(r, m)

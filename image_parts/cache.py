@@ -23,6 +23,7 @@ import numpy as np
 from common.columns import read_vectors, vector_array
 from common.commit import atomic_file, make_folder, remove_stale_temporaries, write_json
 from common.config import canonical_json
+from common.mapped import release
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ class FeatureCache:
             return
         usable = (rows >= 0) & column.valid
         vectors[rows[usable]] = column.vectors[usable]
+        release(vectors)  # the shard's rows lie anywhere in it
         found[rows[usable]] = True
 
 

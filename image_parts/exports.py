@@ -32,7 +32,8 @@ PROJECTOR_DIR = "projector"
 
 # Beyond this many images the atlas comes without thumbnails: it would take minutes and hundreds of megabytes.
 _MAX_ATLAS_THUMBNAILS = 20_000
-_ATLAS_CHUNK = 1024
+# Images whose lines are made at a time.
+_CHUNK = 1024
 # The projector loads no sprite with a longer side, and is slow with more points.
 _MAX_SPRITE_SIDE = 8192
 _MAX_PROJECTOR_POINTS = 10_000
@@ -75,10 +76,11 @@ def write_embedding_atlas(
     import pyarrow.parquet as pq
 
     writer: pq.ParquetWriter | None = None
+    _, first_image = np.unique(rows, return_index=True)  # [u], as distinct images are numbered 0 … u - 1
     with atomic_file(path) as file:
-        for start in range(0, len(clustered.records), _ATLAS_CHUNK):
-            part = slice(start, start + _ATLAS_CHUNK)
-            table = _atlas_table(clustered, part, rows, pca, neighbors, settings)
+        for start in range(0, len(clustered.records), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            table = _atlas_table(clustered, part, rows, first_image, pca, neighbors, settings)
             if writer is None:
                 writer = pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
@@ -91,15 +93,21 @@ def write_fiftyone(clustered: ClusteredImages, *, path: Path, targets: Mapping[s
 
     `targets` (path of an image to where it lies now) is for images that were sorted.
     """
+    with atomic_file(path) as file:
+        file.write(b"filepath,cluster,raw_label,probability,x,y,z,sha256\r\n")
+        for start in range(0, len(clustered.records), _CHUNK):
+            file.write(_fiftyone_lines(clustered, slice(start, start + _CHUNK), targets or {}).encode())
+
+
+def _fiftyone_lines(clustered: ClusteredImages, part: slice, targets: Mapping[str, Path]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(["filepath", "cluster", "raw_label", "probability", "x", "y", "z", "sha256"])
-    for row, record in enumerate(clustered.records):
-        here = (targets or {}).get(str(record.path), record.path)
+    for row, record in enumerate(clustered.records[part], part.start):
+        here = targets.get(str(record.path), record.path)
         place = [f"{value:.6g}" for value in clustered.coordinates[row]]
         name, raw = cluster_name(int(clustered.labels[row])), int(clustered.raw_labels[row])
         writer.writerow([printable(str(here)), name, raw, f"{clustered.probabilities[row]:.6g}", *place, record.sha256])
-    write_bytes(path, text.getvalue().encode())
+    return text.getvalue()
 
 
 def write_projector(
@@ -131,6 +139,7 @@ def _atlas_table(
     clustered: ClusteredImages,
     part: slice,
     rows: np.ndarray,
+    first_image: np.ndarray,
     pca: np.ndarray,
     neighbors: Neighbors | None,
     settings: ImageSettings,
@@ -150,7 +159,7 @@ def _atlas_table(
         "vector": pa.array(list(pca[rows[part]]), pa.list_(pa.float32())),
     }
     if neighbors is not None:
-        columns["neighbors"] = _neighbor_column(rows, part, neighbors)
+        columns["neighbors"] = _neighbor_column(rows[part], first_image, neighbors)
     if len(clustered.records) <= _MAX_ATLAS_THUMBNAILS:
         chosen = np.arange(len(clustered.records))[part]
         jpegs = _encode_jpegs(_thumbnails(clustered, chosen, settings))
@@ -161,12 +170,13 @@ def _atlas_table(
     return pa.table(columns)
 
 
-def _neighbor_column(rows: np.ndarray, part: slice, neighbors: Neighbors) -> pa.Array:
-    """Neighbours as row numbers of this table: of several equal images the first stands for all."""
+def _neighbor_column(distinct: np.ndarray, first_image: np.ndarray, neighbors: Neighbors) -> pa.Array:
+    """Neighbours of some images, by their distinct rows, as row numbers of this table.
+
+    Of several equal images the first, `first_image` [u], stands for all.
+    """
     import pyarrow as pa
 
-    _, first_image = np.unique(rows, return_index=True)  # [u], as distinct images are numbered 0 … u - 1
-    distinct = rows[part]
     values = [
         {"ids": first_image[ids].tolist(), "distances": distances.tolist()}
         for ids, distances in zip(neighbors.indices[distinct], neighbors.distances[distinct], strict=True)

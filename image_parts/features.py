@@ -1,4 +1,8 @@
-"""The feature matrix of a scanned folder: from the cache where it is there, computed and kept where it is not."""
+"""The feature matrix of a scanned folder: from the cache where it is there, computed and kept where it is not.
+
+The matrix lies in a file and not in memory (`common.mapped`). It is by far the largest thing of a run, and most steps
+after this one either do not need it or go through it row by row.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,21 @@ from typing import Any
 import numpy as np
 
 from common.config import UserError
+from common.mapped import mapped_matrix, release
 from common.progress import Progress, Stopwatch
 from image_parts.cache import FeatureCache
-from image_parts.extractors import HogExtractor, ModelIdentity, identify_model, make_extractor
+from image_parts.extractors import Extractor, HogExtractor, ModelIdentity, identify_model, make_extractor
 from image_parts.preparation import Job, Outcome, describe_ahead, prepare_ahead
-from image_parts.records import BadImage, ImageRecord
+from image_parts.records import BadImage, ImageRecord, take_records
 from image_parts.scan import ScannedImages, n_workers_of
 from image_parts.settings import HOG, ImageSettings
 
 log = logging.getLogger(__name__)
 
+# Rows that are gone through at a time.
+_PIECE_ROWS = 4096
+# Rows that are computed before the memory of the matrix is given back.
+_RELEASED_ROWS = 1024
 # Raised when the same pixels give other vectors than before, so that old features are not mixed with new ones.
 _EXTRACTION_VERSION = 1
 
@@ -31,9 +40,9 @@ _EXTRACTION_VERSION = 1
 class Features:
     """The vectors of all images that could be decoded; images of equal content or equal vectors share a row."""
 
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
     rows: np.ndarray  # [n] int64: for each record its row in `vectors`
-    vectors: np.ndarray  # [u, d] float32, L2-normalised if the settings say so
+    vectors: np.ndarray  # [u, d] float32, L2-normalised if the settings say so; `release` gives its memory back
     bad: list[BadImage]  # those of the scan and those that could not be decoded
     value_range: tuple[float, float] | None
     n_cached: int  # rows that were read from the cache
@@ -50,15 +59,17 @@ def extract_features(scanned: ScannedImages, settings: ImageSettings, *, progres
     cache = (
         FeatureCache(Path(settings.cache.cache_dir), cache_key(settings, identity)) if settings.cache.enabled else None
     )
-    keys = [_row_key(record, scanned.value_range) for record in scanned.records]
-    wanted = {key: row for row, key in enumerate(dict.fromkeys(keys))}
-    jobs = _jobs(scanned, keys, wanted)
-    vectors, found = _from_cache(cache, wanted)
-    missing = [job for job in jobs if not found[job.row]]
+    contents = _distinct_contents(scanned)
+    folder = _scratch_folder(settings)
+    vectors, found = _from_cache(cache, contents.keys, folder)
     reasons: dict[int, str] = {}
-    if missing:
-        vectors = _compute(missing, vectors, settings, identity, cache, reasons, len(wanted), progress)
-    features = _assemble(scanned, keys, wanted, vectors, reasons, int(found.sum()))
+    if not found.all():
+        jobs = _jobs(scanned, contents, np.flatnonzero(~found))
+        extractor = make_extractor(settings.model, identity)
+        if vectors is None:
+            vectors = mapped_matrix((len(found), extractor.dimension), folder=folder)
+        reasons = _compute(jobs, vectors, extractor, settings, cache, progress)
+    features = _assemble(scanned, contents.rows, vectors, reasons, int(found.sum()))
     if settings.preprocessing.l2_normalize:
         _normalize_in_place(features.vectors)
     features = _merge_equal(features)
@@ -82,6 +93,26 @@ def cache_key(settings: ImageSettings, identity: ModelIdentity) -> dict[str, Any
     }
 
 
+@dataclass(frozen=True)
+class _Contents:
+    """The distinct contents of the images, in the order of their first image."""
+
+    rows: np.ndarray  # [n] int64: which content each image has
+    keys: dict[str, int]  # the key of each content in the cache, and its row
+    first: np.ndarray  # [u] int64: the first image of each content
+
+
+def _distinct_contents(scanned: ScannedImages) -> _Contents:
+    keys: dict[str, int] = {}
+    rows = np.empty(len(scanned.records), np.int64)
+    first: list[int] = []
+    for image, record in enumerate(scanned.records):
+        rows[image] = keys.setdefault(_row_key(record, scanned.value_range), len(keys))
+        if rows[image] == len(first):
+            first.append(image)
+    return _Contents(rows, keys, np.array(first, np.int64))
+
+
 def _row_key(record: ImageRecord, value_range: tuple[float, float] | None) -> str:
     """Content hash; images of more than 8 bits depend on the range of the data set too."""
     if not record.is_deep or value_range is None:
@@ -89,36 +120,43 @@ def _row_key(record: ImageRecord, value_range: tuple[float, float] | None) -> st
     return f"{record.sha256}@{value_range[0]!r}:{value_range[1]!r}"
 
 
-def _jobs(scanned: ScannedImages, keys: list[str], wanted: dict[str, int]) -> list[Job]:
-    first: dict[str, ImageRecord] = {}
-    for key, record in zip(keys, scanned.records, strict=True):
-        first.setdefault(key, record)
-    return [Job(row, key, first[key].path, scanned.value_range) for key, row in wanted.items()]
+def _jobs(scanned: ScannedImages, contents: _Contents, missing: np.ndarray) -> list[Job]:
+    """What has to be computed: contents [m] by their rows."""
+    is_missing = np.zeros(len(contents.first), bool)
+    is_missing[missing] = True
+    return [
+        Job(row, key, scanned.records[contents.first[row]].path, scanned.value_range)
+        for key, row in contents.keys.items()
+        if is_missing[row]
+    ]
 
 
-def _from_cache(cache: FeatureCache | None, wanted: dict[str, int]) -> tuple[np.ndarray | None, np.ndarray]:
+def _scratch_folder(settings: ImageSettings) -> Path:
+    """Where the matrix lies while it is used: beside the cache, or else where the results go."""
+    return Path(settings.cache.cache_dir if settings.cache.enabled else settings.output_dir or ".").expanduser()
+
+
+def _from_cache(
+    cache: FeatureCache | None, wanted: dict[str, int], folder: Path
+) -> tuple[np.ndarray | None, np.ndarray]:
     """The matrix with the rows that the cache has filled in, and which they are; no matrix where it has none."""
     dimension = cache.dimension() if cache else None
     if cache is None or dimension is None:
         return None, np.zeros(len(wanted), bool)
-    vectors = np.zeros((len(wanted), dimension), np.float32)
+    vectors = mapped_matrix((len(wanted), dimension), folder=folder)
     return vectors, cache.read_into(vectors, wanted)
 
 
 def _compute(
     missing: Sequence[Job],
-    vectors: np.ndarray | None,
+    vectors: np.ndarray,
+    extractor: Extractor,
     settings: ImageSettings,
-    identity: ModelIdentity,
     cache: FeatureCache | None,
-    reasons: dict[int, str],
-    n_rows: int,
     progress: bool,
-) -> np.ndarray:
-    """Fill the missing rows; unreadable ones get an entry in `reasons`."""
-    extractor = make_extractor(settings.model, identity)
-    if vectors is None:
-        vectors = np.zeros((n_rows, extractor.dimension), np.float32)
+) -> dict[int, str]:
+    """Fill the missing rows of `vectors` and keep them in the cache; returns, by row, why one could not be computed."""
+    reasons: dict[int, str] = {}
     n_workers = n_workers_of(settings.model.num_workers)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(cache.writer(extractor.dimension)) if cache else None
@@ -127,7 +165,9 @@ def _compute(
             batches = describe_ahead(missing, settings, n_workers)
         else:
             batches = _embedded(missing, settings, n_workers, extractor.embed)
-        for outcome in batches:
+        for n_done, outcome in enumerate(batches):
+            if n_done % _RELEASED_ROWS == 0:
+                release(vectors)
             if outcome.array is None or not np.isfinite(outcome.array).all():
                 reasons[outcome.job.row] = outcome.reason or "the network gave a vector that is not finite"
             else:
@@ -135,7 +175,7 @@ def _compute(
                 if writer:
                     writer.add(outcome.job.key, outcome.array)
             bar.update(1)
-    return vectors
+    return reasons
 
 
 def _embedded(
@@ -162,49 +202,49 @@ def _embed_batch(outcomes: list[Outcome], embed: Callable[[np.ndarray], np.ndarr
 
 def _assemble(
     scanned: ScannedImages,
-    keys: list[str],
-    wanted: dict[str, int],
+    rows: np.ndarray,
     vectors: np.ndarray | None,
     reasons: dict[int, str],
     n_cached: int,
 ) -> Features:
-    """Drop the rows that could not be computed, so that every row left is an image and none is shifted."""
-    old_rows = np.array([wanted[key] for key in keys], np.int64)  # [n]
-    good = np.ones(len(wanted), bool)
+    """Drop the rows that could not be computed, so that every row left is an image and none is shifted.
+
+    `rows` [n] is the row of each image among the distinct contents.
+    """
+    good = np.ones(int(rows.max(initial=-1)) + 1, bool)
     good[list(reasons)] = False
-    records = [record for record, row in zip(scanned.records, old_rows, strict=True) if good[row]]
-    undecoded = [
-        BadImage(record.path, record.relative_path, reasons[int(row)])
-        for record, row in zip(scanned.records, old_rows, strict=True)
-        if not good[row]
-    ]
-    if vectors is None or not records:
-        first = (scanned.bad + undecoded)[0]
+    has_vector = good[rows]  # [n]
+    lost = ((scanned.records[image], reasons[int(rows[image])]) for image in np.flatnonzero(~has_vector).tolist())
+    bad = scanned.bad + [BadImage(record.path, record.relative_path, reason) for record, reason in lost]
+    if vectors is None or not has_vector.any():
         raise UserError(
-            f"none of the {len(scanned.bad) + len(undecoded)} files is an image that can be read; the first is "
-            f"{first.relative_path}: {first.reason}"
+            f"none of the {len(bad)} files is an image that can be read; the first is "
+            f"{bad[0].relative_path}: {bad[0].reason}"
         )
     new_rows = np.cumsum(good) - 1
     return Features(
-        records=records,
-        rows=new_rows[old_rows[good[old_rows]]],
+        records=take_records(scanned.records, np.flatnonzero(has_vector)),
+        rows=new_rows[rows[has_vector]],
         vectors=_keep_rows(vectors, good),
-        bad=sorted(scanned.bad + undecoded, key=lambda bad: bad.relative_path),
+        bad=sorted(bad, key=lambda image: image.relative_path),
         value_range=scanned.value_range,
         n_cached=n_cached,
-        n_computed=len(wanted) - n_cached - len(reasons),
+        n_computed=len(good) - n_cached - len(reasons),
     )
 
 
 def _merge_equal(features: Features) -> Features:
     """Let files of other bytes but equal vectors, such as the same picture with other EXIF, share one row."""
-    first: dict[bytes, int] = {}
-    merged = np.empty(len(features.vectors), np.int64)  # for each row its new one
-    keep = np.zeros(len(features.vectors), bool)
-    for row, vector in enumerate(features.vectors):
-        digest = hashlib.blake2b(vector.tobytes(), digest_size=16).digest()
-        keep[row] = digest not in first
-        merged[row] = first.setdefault(digest, len(first))
+    digests = np.empty((len(features.vectors), 16), np.uint8)
+    for start in range(0, len(digests), _PIECE_ROWS):
+        part = features.vectors[start : start + _PIECE_ROWS]
+        for row, vector in enumerate(part, start):
+            digests[row] = np.frombuffer(hashlib.blake2b(vector, digest_size=16).digest(), np.uint8)
+        release(part)
+    _, first, of = np.unique(digests.view("V16").reshape(-1), return_index=True, return_inverse=True)
+    keep = np.zeros(len(digests), bool)
+    keep[first] = True
+    merged = (np.cumsum(keep) - 1)[first[of]]  # for each row its new one
     return replace(features, rows=merged[features.rows], vectors=_keep_rows(features.vectors, keep))
 
 
@@ -213,14 +253,16 @@ def _keep_rows(matrix: np.ndarray, keep: np.ndarray) -> np.ndarray:
     if keep.all():
         return matrix
     kept = np.flatnonzero(keep)
-    for start in range(0, len(kept), 1024):
-        part = kept[start : start + 1024]
+    for start in range(0, len(kept), _PIECE_ROWS):
+        part = kept[start : start + _PIECE_ROWS]
         matrix[start : start + len(part)] = matrix[part]
+        release(matrix[start : part[-1] + 1])
     return matrix[: len(kept)]
 
 
 def _normalize_in_place(vectors: np.ndarray) -> None:
-    for start in range(0, len(vectors), 4096):
-        part = vectors[start : start + 4096]
+    for start in range(0, len(vectors), _PIECE_ROWS):
+        part = vectors[start : start + _PIECE_ROWS]
         lengths = np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True)
         part /= np.maximum(lengths, 1e-12).astype(np.float32)
+        release(part)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -34,6 +36,81 @@ class ImageRecord:
         return printable(self.relative_path)
 
 
+@dataclass(frozen=True, eq=False)
+class ImageTable(Sequence[ImageRecord]):
+    """Records of many images in columns: a hundred bytes each, where an object takes ten times that.
+
+    A record is made when it is asked for. Images lie below one folder, `root`.
+    """
+
+    root: Path
+    names: bytes  # relative paths as the file system has them, one after the other
+    name_ends: np.ndarray  # [n + 1] int64: where they end in `names`, behind a first 0
+    hashes: np.ndarray  # [n, 32] uint8, sha256 of the bytes of the files
+    pixels: np.ndarray  # [n, 2] int32, width and height after the EXIF rotation
+    n_bytes: np.ndarray  # [n] int64
+    modified_ns: np.ndarray  # [n] int64
+    is_deep: np.ndarray  # [n] bool
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    @overload
+    def __getitem__(self, row: int) -> ImageRecord: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[ImageRecord]: ...
+
+    def __getitem__(self, row: int | slice) -> ImageRecord | list[ImageRecord]:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        row = range(len(self))[row]  # negative ones from the end, and IndexError beyond it
+        relative_path = self.relative_path(row)
+        return ImageRecord(
+            path=self.root / relative_path,
+            relative_path=relative_path,
+            sha256=self.hashes[row].tobytes().hex(),
+            width=int(self.pixels[row, 0]),
+            height=int(self.pixels[row, 1]),
+            n_bytes=int(self.n_bytes[row]),
+            modified_ns=int(self.modified_ns[row]),
+            is_deep=bool(self.is_deep[row]),
+        )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ImageTable) and len(self) == len(other) and all(map(ImageRecord.__eq__, self, other))
+
+    def relative_path(self, row: int) -> str:
+        """The path of one image below `root`."""
+        return os.fsdecode(self.names[self.name_ends[row] : self.name_ends[row + 1]])
+
+    def relative_paths(self) -> Iterator[str]:
+        """The paths of all images below `root`."""
+        return map(self.relative_path, range(len(self)))
+
+    def take(self, rows: np.ndarray) -> ImageTable:
+        """Some of the images, in the order of `rows` [m] integers; all of them are no copy."""
+        if len(rows) == len(self) and (np.diff(rows, prepend=-1) == 1).all():
+            return self
+        names, ends = pack_names(self.names[self.name_ends[row] : self.name_ends[row + 1]] for row in rows)
+        columns = (self.hashes, self.pixels, self.n_bytes, self.modified_ns, self.is_deep)
+        return ImageTable(self.root, names, ends, *(column[rows] for column in columns))
+
+
+def take_records(records: Sequence[ImageRecord], rows: np.ndarray) -> Sequence[ImageRecord]:
+    """Some records, in the order of `rows` [m] integers."""
+    return records.take(rows) if isinstance(records, ImageTable) else [records[row] for row in rows]
+
+
+def pack_names(names: Iterable[bytes]) -> tuple[bytes, np.ndarray]:
+    """Names one after the other, and where they end, behind a first 0: [n + 1] int64."""
+    packed, ends = bytearray(), [0]
+    for name in names:
+        packed += name
+        ends.append(len(packed))
+    return bytes(packed), np.array(ends, np.int64)
+
+
 @dataclass(frozen=True)
 class BadImage:
     """One file of the input folder that is no readable image, and why."""
@@ -50,7 +127,7 @@ class ClusteredImages:
     Labels are 0 … n_clusters - 1 by falling size, NOISE (-1) for images that are in no cluster.
     """
 
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
     labels: np.ndarray  # [n] int64, the cluster after noise handling
     raw_labels: np.ndarray  # [n] int64, as HDBSCAN gave it, in the same numbering
     probabilities: np.ndarray  # [n] float32, membership strength of HDBSCAN; 0 for noise

@@ -1,61 +1,37 @@
-"""All images below a folder, with their content hash and size; what did not change is not read again.
-
-The index of a folder lies in the cache as `image_index_<hash>.json`. An entry is used again while the size and the time
-of change of its file are the same.
-"""
+"""All images below a folder, with their content hash and size; what did not change is not read again."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from common.commit import write_bytes
-from common.config import UserError, canonical_json
+import numpy as np
+
+from common.config import UserError
 from common.progress import Progress, Stopwatch
 from image_parts.decode import UnreadableImage, measure_value_range, read_content, read_header
+from image_parts.file_index import Examined, FileColumns, FileState, index_path, read_index, write_index
 from image_parts.records import BadImage, ImageRecord, printable
 
 log = logging.getLogger(__name__)
 
-_INDEX_FORMAT = 1
+# Files in one task of a thread: a task takes more memory than what is learned of a file.
+_TASK_FILES = 16
 
 
 @dataclass(frozen=True)
 class ScannedImages:
     """The images of a folder in the order of their paths, and the files that are none."""
 
-    records: list[ImageRecord]
+    records: Sequence[ImageRecord]
     bad: list[BadImage]
     value_range: tuple[float, float] | None  # over all images of more than 8 bits together; None where there are none
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """What the index keeps of one file."""
-
-    n_bytes: int
-    modified_ns: int
-    sha256: str
-    width: int
-    height: int
-    low: float | None  # least and largest value, only of images of more than 8 bits
-    high: float | None
-    error: str | None  # why the header cannot be read
-
-
-@dataclass(frozen=True)
-class _Found:
-    path: Path
-    relative_path: str
-    n_bytes: int
-    modified_ns: int
 
 
 def scan_images(
@@ -69,26 +45,17 @@ def scan_images(
     found, bad, other_extensions = _list_files(input_dir, extensions)
     if not found:
         raise UserError(_no_images(input_dir, extensions, other_extensions, bad))
-    index_path = _index_path(input_dir, extensions, cache_dir) if cache_dir else None
-    known = _read_index(index_path) if index_path else {}
-    entries = {file.relative_path: entry for file in found if (entry := _still_valid(known, file))}
-    changed = [file for file in found if file.relative_path not in entries]
-    with (
-        ThreadPoolExecutor(n_workers) as executor,
-        Progress(len(changed), label="index", unit="files", enabled=progress) as bar,
-    ):
-        for file, entry in zip(changed, executor.map(_examine, changed), strict=True):
-            entries[file.relative_path] = entry
-            bar.update(1)
-    if index_path and entries != known:
-        _write_index(index_path, input_dir, entries)
-    log.info(
-        "scan: %d images, %d unchanged since the last index, %.1f s",
-        len(found),
-        len(found) - len(changed),
-        watch.seconds,
-    )
-    return _scanned(found, entries, bad)
+    files = FileColumns.of(found)
+    del found  # a tuple for each file
+    kept_at = index_path(input_dir, extensions, cache_dir) if cache_dir else None
+    known = read_index(kept_at) if kept_at else None
+    n_known = files.recall(known) if known else 0
+    changed = np.flatnonzero(~files.is_read)
+    _examine_all(input_dir, files, changed, n_workers=n_workers, progress=progress)
+    if kept_at and (known is None or len(changed) or len(known.names) != n_known):
+        write_index(kept_at, files)
+    log.info("scan: %d images, %d unchanged since the last index, %.1f s", len(files.names), n_known, watch.seconds)
+    return _scanned(input_dir, files, bad)
 
 
 def list_images(input_dir: Path, *, extensions: Sequence[str]) -> tuple[int, int]:
@@ -125,9 +92,9 @@ def n_workers_of(requested: int) -> int:
     return requested if requested > 0 else max(1, len(os.sched_getaffinity(0)))
 
 
-def _list_files(input_dir: Path, extensions: Sequence[str]) -> tuple[list[_Found], list[BadImage], Counter[str]]:
+def _list_files(input_dir: Path, extensions: Sequence[str]) -> tuple[list[FileState], list[BadImage], Counter[str]]:
     wanted = {extension.lower() for extension in extensions}
-    found: list[_Found] = []
+    found: list[FileState] = []
     bad: list[BadImage] = []
     others: Counter[str] = Counter()
     for item in _walk(input_dir, input_dir, set()):
@@ -144,8 +111,8 @@ def _list_files(input_dir: Path, extensions: Sequence[str]) -> tuple[list[_Found
             why = "a link to nothing" if item.is_symlink() else f"cannot be read: {os.strerror(problem.errno or 0)}"
             bad.append(BadImage(item, relative_path, why))
             continue
-        found.append(_Found(item, relative_path, state.st_size, state.st_mtime_ns))
-    found.sort(key=lambda file: os.fsencode(file.relative_path))
+        found.append(FileState(os.fsencode(relative_path), state.st_size, state.st_mtime_ns))
+    found.sort()
     return found, bad, others
 
 
@@ -174,78 +141,46 @@ def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Path 
         )
 
 
-def _examine(file: _Found) -> _Entry:
+def _examine_all(input_dir: Path, files: FileColumns, rows: np.ndarray, *, n_workers: int, progress: bool) -> None:
+    """Read the files in `rows` and keep what they say."""
+
+    def examine(start: int) -> list[Examined]:
+        return [_examine(input_dir / os.fsdecode(files.names[row])) for row in rows[start : start + _TASK_FILES]]
+
+    starts = range(0, len(rows), _TASK_FILES)
+    with (
+        ThreadPoolExecutor(n_workers) as executor,
+        Progress(len(rows), label="index", unit="files", enabled=progress) as bar,
+    ):
+        for start, seen in zip(starts, executor.map(examine, starts), strict=True):
+            for row, examined in zip(rows[start : start + _TASK_FILES], seen, strict=True):
+                files.put(int(row), examined)
+            bar.update(len(seen))
+
+
+def _examine(path: Path) -> Examined:
     """Hash one file and read its header; what is wrong with it is kept in `error`."""
-    sha256, width, height, low, high, error = "", 0, 0, None, None, None
+    sha256, width, height, value_range, error = b"", 0, 0, None, None
     try:
-        content = read_content(file.path)
-        sha256 = hashlib.sha256(content).hexdigest()
+        content = read_content(path)
+        sha256 = hashlib.sha256(content).digest()
         header = read_header(content)
         width, height = header.width, header.height
         if header.is_deep:
-            low, high = measure_value_range(content)
+            value_range = measure_value_range(content)
     except UnreadableImage as problem:
         error = str(problem)
-    return _Entry(file.n_bytes, file.modified_ns, sha256, width, height, low, high, error)
+    return Examined(sha256, width, height, value_range, error)
 
 
-def _still_valid(known: dict[str, _Entry], file: _Found) -> _Entry | None:
-    entry = known.get(file.relative_path)
-    if entry and (entry.n_bytes, entry.modified_ns) == (file.n_bytes, file.modified_ns) and entry.sha256:
-        return entry
-    return None
-
-
-def _scanned(found: list[_Found], entries: dict[str, _Entry], bad: list[BadImage]) -> ScannedImages:
-    records = []
-    lows, highs = [], []
-    for file in found:
-        entry = entries[file.relative_path]
-        if entry.error is not None:
-            bad.append(BadImage(file.path, file.relative_path, entry.error))
-            continue
-        if entry.low is not None and entry.high is not None:
-            lows.append(entry.low)
-            highs.append(entry.high)
-        records.append(
-            ImageRecord(
-                path=file.path,
-                relative_path=file.relative_path,
-                sha256=entry.sha256,
-                width=entry.width,
-                height=entry.height,
-                n_bytes=file.n_bytes,
-                modified_ns=file.modified_ns,
-                is_deep=entry.low is not None,
-            )
-        )
-    return ScannedImages(records, bad, (min(lows), max(highs)) if lows else None)
-
-
-def _index_path(input_dir: Path, extensions: Sequence[str], cache_dir: Path) -> Path:
-    what = canonical_json({"input_dir": printable(str(input_dir)), "extensions": sorted(extensions)})
-    return cache_dir / f"image_index_{hashlib.sha256(what.encode()).hexdigest()[:16]}.json"
-
-
-def _read_index(path: Path) -> dict[str, _Entry]:
-    """The entries of an index; empty where there is none or where it is of another format."""
-    try:
-        values = json.loads(path.read_bytes())
-        if values["format"] != _INDEX_FORMAT:
-            return {}
-        return {name: _Entry(**entry) for name, entry in values["images"].items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError):
-        log.warning("image index %s is damaged and is made anew", path)
-        return {}
-
-
-def _write_index(path: Path, input_dir: Path, entries: dict[str, _Entry]) -> None:
-    images = {name: asdict(entry) for name, entry in sorted(entries.items())}
-    values = {"format": _INDEX_FORMAT, "input_dir": str(input_dir), "images": images}
-    # Names that are not UTF-8 survive as JSON escapes, so this must stay ASCII.
-    write_bytes(path, json.dumps(values, ensure_ascii=True).encode())
+def _scanned(input_dir: Path, files: FileColumns, bad: list[BadImage]) -> ScannedImages:
+    for row, reason in sorted(files.errors.items()):
+        relative_path = os.fsdecode(files.names[row])
+        bad.append(BadImage(input_dir / relative_path, relative_path, reason))
+    images = np.delete(np.arange(len(files.names)), sorted(files.errors))
+    ranges = files.ranges[images[~np.isnan(files.ranges[images, 0])]]  # of images of more than 8 bits
+    value_range = (float(ranges[:, 0].min()), float(ranges[:, 1].max())) if len(ranges) else None
+    return ScannedImages(files.images(input_dir), bad, value_range)
 
 
 def _no_images(input_dir: Path, extensions: Sequence[str], others: Counter[str], bad: list[BadImage]) -> str:

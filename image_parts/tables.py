@@ -30,7 +30,7 @@ from common.outputs import library_versions
 from image_parts.extractors import ModelIdentity
 from image_parts.features import cache_key
 from image_parts.purity import PurityReport
-from image_parts.records import BadImage, ClusteredImages, ImageRecord, cluster_name, printable
+from image_parts.records import BadImage, ClusteredImages, ImageRecord, cluster_name, printable, take_records
 from image_parts.scan import ScannedImages
 from image_parts.settings import ImageSettings
 
@@ -43,6 +43,9 @@ BAD_IMAGES_CSV = "bad_images.csv"
 PURITY_REPORT = "metrics/purity_report_latest.json"
 COSINE_MATRIX = "metrics/centroid_cosine_matrix.npy"
 RUN_JSON = "run.json"
+
+# Images whose rows are made at a time.
+_CHUNK_ROWS = 4096
 
 
 def identify_run(scanned: ScannedImages, settings: ImageSettings, identity: ModelIdentity) -> Identity:
@@ -108,7 +111,7 @@ def write_tables(
     if truth is not None:
         table = table.append_column("label", [_texts(truth)])
     if targets is not None:
-        found = [targets.get(str(record.path)) for record in clustered.records]
+        found = (targets.get(str(record.path)) for record in clustered.records)
         table = table.append_column("target", [_texts([None if name is None else printable(name) for name in found])])
     with atomic_file(output_dir / CLUSTERS_PARQUET) as file:
         pq.write_table(table, file, compression="zstd", write_page_checksum=True)
@@ -120,7 +123,14 @@ def clusters_table(clustered: ClusteredImages) -> pa.Table:
     """One row for each image: where it is, what it is, its cluster and its place in space."""
     import pyarrow as pa
 
-    records = clustered.records
+    starts = range(0, max(len(clustered.records), 1), _CHUNK_ROWS)
+    return pa.concat_tables([_clusters_part(clustered, slice(start, start + _CHUNK_ROWS)) for start in starts])
+
+
+def _clusters_part(clustered: ClusteredImages, part: slice) -> pa.Table:
+    import pyarrow as pa
+
+    records = clustered.records[part]
     return pa.table(
         {
             "path": _texts([printable(str(record.path)) for record in records]),
@@ -129,14 +139,14 @@ def clusters_table(clustered: ClusteredImages) -> pa.Table:
             "width": pa.array([record.width for record in records], pa.int32()),
             "height": pa.array([record.height for record in records], pa.int32()),
             "n_bytes": pa.array([record.n_bytes for record in records], pa.int64()),
-            "cluster_id": pa.array(clustered.labels, pa.int32()),
-            "cluster": _texts([cluster_name(int(label)) for label in clustered.labels]),
-            "raw_label": pa.array(clustered.raw_labels, pa.int32()),
-            "probability": pa.array(clustered.probabilities, pa.float32()),
-            "distance": pa.array(clustered.distances, pa.float32(), from_pandas=True),  # NaN becomes null
-            "x": pa.array(clustered.coordinates[:, 0], pa.float32()),
-            "y": pa.array(clustered.coordinates[:, 1], pa.float32()),
-            "z": pa.array(clustered.coordinates[:, 2], pa.float32()),
+            "cluster_id": pa.array(clustered.labels[part], pa.int32()),
+            "cluster": _texts([cluster_name(int(label)) for label in clustered.labels[part]]),
+            "raw_label": pa.array(clustered.raw_labels[part], pa.int32()),
+            "probability": pa.array(clustered.probabilities[part], pa.float32()),
+            "distance": pa.array(clustered.distances[part], pa.float32(), from_pandas=True),  # NaN becomes null
+            "x": pa.array(clustered.coordinates[part, 0], pa.float32()),
+            "y": pa.array(clustered.coordinates[part, 1], pa.float32()),
+            "z": pa.array(clustered.coordinates[part, 2], pa.float32()),
         }
     )
 
@@ -156,7 +166,8 @@ def read_tables(output_dir: Path, scanned: ScannedImages) -> tuple[ClusteredImag
         coordinates = np.stack([table[axis].to_numpy() for axis in "xyz"], axis=1)
     except (OSError, KeyError, pa.ArrowException):
         return None
-    records = [record for record in scanned.records if hashes.get(record.shown_path) == record.sha256]
+    is_there = np.array([hashes.get(record.shown_path) == record.sha256 for record in scanned.records], bool)
+    records = take_records(scanned.records, np.flatnonzero(is_there))
     if [record.shown_path for record in records] != list(hashes):
         return None
     undecoded = [record for record in scanned.records if record.shown_path not in hashes]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import image_parts.scan as scan_module
@@ -117,16 +118,47 @@ def test_the_index_is_used_until_a_file_changes(tmp_path, monkeypatch):
     assert sorted(read) == ["1.png", "new.png"]
     assert [record.relative_path for record in changed.records] == ["0.png", "1.png", "3.png", "new.png"]
     assert changed.records[1].sha256 != first.records[1].sha256
-    index = next(cache.glob("image_index_*.json"))
-    assert set(json.loads(index.read_bytes())["images"]) == {"0.png", "1.png", "3.png", "new.png"}
+    index = next(cache.glob("image_index_*.parquet"))
+    assert pq.read_table(index)["name"].to_pylist() == [b"0.png", b"1.png", b"3.png", b"new.png"]
 
 
-@pytest.mark.parametrize("damage", [b"", b"{", b'{"format": 1}', b'{"format": 1, "images": {"a": {}}}', b"[]"])
+def test_what_is_wrong_with_a_file_is_kept_in_the_index(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in ("a.png", "c.png"):
+        (tmp_path / "in" / name).write_text(f"no image, but {name}")
+    put(tmp_path / "in" / "b.png")
+    (tmp_path / "in" / "d.png").write_bytes(encode_deep(np.array([[7, 900]], np.uint16), ".png"))
+    first = scan(tmp_path / "in", tmp_path / "cache")
+    monkeypatch.setattr(scan_module, "read_content", lambda path: pytest.fail(f"{path} is read again"))
+    assert scan(tmp_path / "in", tmp_path / "cache") == first
+    assert [bad.relative_path for bad in first.bad] == ["a.png", "c.png"] and first.value_range == (7, 900)
+
+
+def test_a_table_of_images_is_a_sequence_of_records(tmp_path):
+    for number in range(5):
+        put(tmp_path / f"{number}.png", number)
+    table = scan(tmp_path).records
+    names = [f"{number}.png" for number in range(5)]
+    assert [record.relative_path for record in table] == list(table.relative_paths()) == names
+    assert [record.relative_path for record in table[1:4]] == names[1:4] and table[-1] == table[4]
+    assert table[2].path.read_bytes() == encode(picture(seed=2), "PNG")
+    assert [record.relative_path for record in table.take(np.array([3, 1]))] == ["3.png", "1.png"]
+    assert table.take(np.arange(5)) is table and table.take(np.arange(4)) != table
+    with pytest.raises(IndexError):
+        table[5]
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "columns", "text"])
 def test_a_damaged_index_is_made_anew(tmp_path, damage):
     put(tmp_path / "in" / "a.png")
     first = scan(tmp_path / "in", tmp_path / "cache")
-    next((tmp_path / "cache").glob("*.json")).write_bytes(damage)
+    index = next((tmp_path / "cache").glob("image_index_*.parquet"))
+    whole = index.read_bytes()
+    index.write_bytes({"empty": b"", "cut": whole[:-9], "text": b"[]"}.get(damage, b""))
+    if damage == "columns":
+        pq.write_table(pa.table({"name": [b"a.png"]}), index)
     assert scan(tmp_path / "in", tmp_path / "cache") == first
+    assert pq.read_table(index)["name"].to_pylist() == [b"a.png"]
 
 
 def test_the_value_range_spans_all_deep_images(tmp_path):

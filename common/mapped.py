@@ -1,0 +1,91 @@
+"""Matrices that lie in a file and not in memory: a page is there while it is used, and is given back after it.
+
+    vectors = mapped_matrix((n, d), folder=cache_dir)      # a file without a name, gone with the array
+    for start in range(0, n, 4096):
+        use(vectors[start : start + 4096])
+        release(vectors[start : start + 4096])             # its content stays, its memory goes
+
+The array is like any other. What is given back comes again from the page cache of the system, which is memory that
+other programs get when they need it, or from the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import mmap
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from common.commit import make_folder
+
+log = logging.getLogger(__name__)
+
+# Smaller matrices are not worth a file.
+_LEAST_BYTES = 1 << 20
+# Of mallopt(3), and the value for both: the tiles of our loops stay below it, and arrays of one value a row do not.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 1 << 22
+
+
+class _Room(mmap.mmap):
+    """A mapping made here. What others map may be private, and lose what was written to it when it is given back."""
+
+
+def mapped_matrix(shape: tuple[int, ...], *, folder: Path) -> np.ndarray:
+    """A float32 array of zeros that lies in a file without a name in `folder`, on its disk.
+
+    It lies in memory where it is small, where the system cannot reserve the space (a full disk must be told now, not in
+    the midst of writing to the array), and where there is no way to give pages back.
+    """
+    n_bytes = 4 * math.prod(shape)
+    if n_bytes < _LEAST_BYTES or not hasattr(os, "posix_fallocate") or not hasattr(mmap, "MADV_DONTNEED"):
+        return np.zeros(shape, np.float32)
+    try:
+        with tempfile.TemporaryFile(dir=make_folder(folder)) as file:
+            os.posix_fallocate(file.fileno(), 0, n_bytes)
+            room = _Room(file.fileno(), n_bytes)
+    except OSError as problem:
+        log.info("features are kept in memory, as %s has no room for them: %s", folder, problem.strerror)
+        return np.zeros(shape, np.float32)
+    return np.frombuffer(room, np.float32).reshape(shape)
+
+
+def release(rows: np.ndarray) -> None:
+    """Give the memory of some rows of a mapped matrix back to the system; nothing for other arrays.
+
+    The rows keep their values and can be used as before. `rows` is a contiguous part, such as `vectors[a:b]`.
+    """
+    room = _mapping_of(rows)
+    if room is None or not rows.nbytes:
+        return
+    start = rows.ctypes.data - np.frombuffer(room, np.uint8).ctypes.data
+    # Whole pages, as the system has them; the rows beside them on the first and the last one come again when used.
+    first = start // mmap.PAGESIZE * mmap.PAGESIZE
+    room.madvise(mmap.MADV_DONTNEED, first, start + rows.nbytes - first)
+
+
+def return_freed_arrays() -> None:
+    """Let arrays of 4 MB and more go back to the system when they are freed, for as long as this process lives.
+
+    The C library of Linux soon keeps those of up to 32 MB for the next of their size, and what lies between them.
+    """
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def _mapping_of(array: np.ndarray) -> _Room | None:
+    base: object = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, memoryview):
+        base = base.obj
+    return base if isinstance(base, _Room) else None
