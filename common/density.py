@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -52,6 +54,24 @@ class LinkageTree:
     _condensed: dict[int, CondensedTree] = field(default_factory=dict, repr=False, compare=False)
 
 
+class SpectralStart:
+    """Where UMAP begins for one graph, number of components and seed: embeddings that differ in min_dist share it."""
+
+    def __init__(self) -> None:
+        self._found: tuple[np.ndarray, Any] | None = None
+
+    def get(self, find: Callable[[], np.ndarray], random_state: np.random.RandomState) -> np.ndarray:
+        """The coordinates [n, e] float32 that `find` makes, by the first who asks.
+
+        `random_state`, which `find` draws from, is left as it left it then.
+        """
+        if self._found is None:
+            self._found = find(), random_state.get_state()
+        coordinates, state = self._found
+        random_state.set_state(state)
+        return coordinates
+
+
 def embed_umap(
     vectors: np.ndarray,
     *,
@@ -63,7 +83,7 @@ def embed_umap(
     backend: Backend = CPU,
     knn: Neighbors | None = None,
     n_epochs: int | None = None,
-    start: np.ndarray | None = None,
+    start: np.ndarray | SpectralStart | None = None,
 ) -> np.ndarray:
     """Embed vectors [n, d] by UMAP into [n, n_components] float32.
 
@@ -71,7 +91,8 @@ def embed_umap(
     `approximate_neighbors` with the same metric and at least n_neighbors - 1 columns; without one an exact graph is
     made up to 50,000 rows. With `random_state` None the
     CPU version runs in parallel and differs from run to run. `start` [n, n_components] is where rows begin; without it
-    the graph's eigenvectors are found, which takes longer than all else for very many rows.
+    the graph's eigenvectors are found, which takes longer than all else for very many rows, or those that a
+    `SpectralStart` holds.
     Raises UserError if n_neighbors is not between 2 and n - 1, if the graph is too small or a value is not finite.
     """
     n = len(vectors)
@@ -86,12 +107,17 @@ def embed_umap(
         "random_state": random_state,
         "n_epochs": n_epochs,
         # The spectral start needs more rows than it has dimensions.
-        "init": start if start is not None else "random" if n <= n_components + 1 else "spectral",
-        "precomputed_knn": None if knn is None else _with_self(knn, n_neighbors),
+        "init": start if isinstance(start, np.ndarray) else "random" if n <= n_components + 1 else "spectral",
     }
     if random_state is None:
         logger.info("UMAP: without random_state the embedding differs from run to run")
-    return _umap_by_cuml(vectors, options) if backend.uses_cuml else _umap_on_cpu(vectors, options)
+    if backend.uses_cuml:
+        return _umap_by_cuml(
+            vectors, options | {"precomputed_knn": None if knn is None else _with_self(knn, n_neighbors)}
+        )
+    if knn is None:
+        return _umap_by_umap_learn(vectors, options)
+    return _umap_of_graph(vectors, knn, shared=start if isinstance(start, SpectralStart) else None, **options)
 
 
 def approximate_neighbors(vectors: np.ndarray, k: int, *, metric: str) -> Neighbors:
@@ -220,19 +246,44 @@ def cluster_dbscan(
     return np.asarray(model.fit(np.ascontiguousarray(vectors, np.float32)).labels_).astype(np.int32)
 
 
-def _umap_on_cpu(vectors: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+def _umap_by_umap_learn(vectors: np.ndarray, options: dict[str, Any]) -> np.ndarray:
+    """By the estimator of umap-learn, which makes the graph itself."""
     import umap
 
-    options["precomputed_knn"] = options["precomputed_knn"] or (None, None, None)
     # umap-learn runs a seeded embedding in one thread, and warns if more are asked for.
     n_jobs = -1 if options["random_state"] is None else 1
+    with _warnings_in_log():
+        embedding = umap.UMAP(**options, n_jobs=n_jobs).fit_transform(vectors)
+    return np.ascontiguousarray(embedding, dtype=np.float32)
+
+
+def _umap_of_graph(
+    vectors: np.ndarray,
+    knn: Neighbors,
+    *,
+    shared: SpectralStart | None,
+    init: str | np.ndarray,
+    n_neighbors: int,
+    **options: Any,
+) -> np.ndarray:
+    """The same from a graph that is there, by the parts of umap-learn, in less memory."""
+    from common.umap_layout import fuzzy_graph, lay_out, numba_threads
+
+    # One thread where there is a seed, as umap-learn has it.
+    with _warnings_in_log(), numba_threads(None if options["random_state"] is None else 1):
+        graph = [fuzzy_graph(*_with_self(knn, n_neighbors))]
+        return lay_out(graph, vectors, start=init, share=shared.get if shared else None, **options)
+
+
+@contextmanager
+def _warnings_in_log() -> Iterator[None]:
+    """Within it, what UMAP warns of goes to the log, in one line each."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        embedding = umap.UMAP(**options, n_jobs=n_jobs).fit_transform(vectors)
+        yield
     for message in sorted({str(entry.message) for entry in caught if issubclass(entry.category, UserWarning)}):
         if "transform" not in message:  # new data are never transformed here
             logger.warning("UMAP: %s", " ".join(message.split()))
-    return np.ascontiguousarray(embedding, dtype=np.float32)
 
 
 def _umap_by_cuml(vectors: np.ndarray, options: dict[str, Any]) -> np.ndarray:
@@ -258,7 +309,7 @@ def _with_self(knn: Neighbors, n_neighbors: int) -> tuple[np.ndarray, np.ndarray
     """
     n = len(knn.indices)
     others, distances = knn.indices[:, : n_neighbors - 1], knn.distances[:, : n_neighbors - 1]
-    indices = np.hstack([np.arange(n)[:, None], others]).astype(np.int64)
+    indices = np.hstack([np.arange(n, dtype=np.int32)[:, None], others])
     return indices, np.hstack([np.zeros((n, 1), np.float32), distances])
 
 

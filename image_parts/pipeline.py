@@ -20,11 +20,13 @@ from common.config import UserError
 from common.density import (
     EXACT_GRAPH_MAX_ROWS,
     LinkageTree,
+    SpectralStart,
     approximate_neighbors,
     cluster_hdbscan,
     cut_tree,
     embed_umap,
 )
+from common.mapped import release
 from common.neighbors import Neighbors, exact_neighbors
 from common.progress import Stopwatch
 from common.vectors import CovarianceSums, Pca, fit_pca
@@ -40,6 +42,8 @@ _MAX_COVARIANCE = 4096
 _SHIFT_ROWS = 4096
 # Components are projected this many at a time: the bits of a product depend on its shape.
 _PCA_BLOCK = 16
+# Rows that are summed or projected before their memory is given back: whole tiles of both, so no bit depends on it.
+_PIECE_ROWS = 8192
 # Up to here UMAP computes the distances of all pairs for metrics that have no exact graph here.
 _ALL_PAIRS_MAX_ROWS = 4096
 # Neighbours of the smallest graph; wider ones double. As quick as a graph of fifteen.
@@ -93,13 +97,15 @@ def embed(
     backend: Backend,
     n_components: int | None = None,
     graph: Neighbors | None = None,
+    start: SpectralStart | None = None,
 ) -> np.ndarray:
     """Embed PCA vectors [u, p] by UMAP: [u, n_components or settings.umap_components] float32.
 
-    `graph` is what `umap_graph` gave for these vectors, for callers that have it.
+    `graph` is what `umap_graph` gave for these vectors, for callers that have it; `start` is shared by those that vary
+    `umap_min_dist` alone.
     """
     if graph is None and has_graph(len(pca), settings, backend=backend):
-        graph = umap_graph(pca, settings, backend=backend)
+        graph = _nearest_of(umap_graph(pca, settings, backend=backend), settings.umap_n_neighbors - 1)
     return embed_umap(
         pca,
         n_components=n_components or settings.umap_components,
@@ -109,6 +115,7 @@ def embed(
         random_state=settings.random_state,
         backend=backend,
         knn=graph,
+        start=start,
     )
 
 
@@ -125,6 +132,11 @@ def umap_graph(pca: np.ndarray, settings: ReductionSettings, *, backend: Backend
     if _has_exact_graph(len(pca), settings):
         return exact_neighbors(pca, width, metric=settings.umap_metric, device=backend.device)  # type: ignore[arg-type]
     return approximate_neighbors(pca, width, metric=settings.umap_metric)
+
+
+def _nearest_of(graph: Neighbors, k: int) -> Neighbors:
+    """The first `k` columns of a graph, whose others, half a kilobyte a row, are not kept beside what UMAP makes."""
+    return Neighbors(graph.indices[:, :k].copy(), graph.distances[:, :k].copy())
 
 
 def _has_exact_graph(n_rows: int, settings: ReductionSettings) -> bool:
@@ -156,9 +168,11 @@ def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> 
         return np.ascontiguousarray(projected, dtype=np.float32)
     if dimension <= min(n_rows, _MAX_COVARIANCE):
         sums = CovarianceSums.empty(vectors[:_SHIFT_ROWS].mean(axis=0))
-        sums.add(vectors, device=backend.device)
+        for start in range(0, n_rows, _PIECE_ROWS):
+            sums.add(vectors[start : start + _PIECE_ROWS], device=backend.device)
+            release(vectors[start : start + _PIECE_ROWS])
         n_fitted = min(-(-n_components // _PCA_BLOCK) * _PCA_BLOCK, *vectors.shape)
-        return _project_in_blocks(fit_pca(sums, n_fitted), vectors)[:, :n_components].copy()
+        return _project_in_blocks(fit_pca(sums, n_fitted), vectors, n_components=n_components)
     from sklearn.decomposition import PCA
 
     solver = "full" if n_rows <= _MAX_COVARIANCE else "randomized"
@@ -166,11 +180,15 @@ def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> 
     return np.ascontiguousarray(projected, dtype=np.float32)
 
 
-def _project_in_blocks(fitted: Pca, vectors: np.ndarray) -> np.ndarray:
-    projected = np.empty((len(vectors), fitted.n_components), np.float32)
-    for start in range(0, fitted.n_components, _PCA_BLOCK):
-        block = slice(start, start + _PCA_BLOCK)
-        projected[:, block] = replace(fitted, components=fitted.components[block]).transform(vectors)
+def _project_in_blocks(fitted: Pca, vectors: np.ndarray, *, n_components: int) -> np.ndarray:
+    projected = np.empty((len(vectors), n_components), np.float32)
+    for start in range(0, len(vectors), _PIECE_ROWS):
+        rows = slice(start, start + _PIECE_ROWS)
+        for first in range(0, n_components, _PCA_BLOCK):
+            block = replace(fitted, components=fitted.components[first : first + _PCA_BLOCK])
+            width = min(_PCA_BLOCK, n_components - first)
+            projected[rows, first : first + width] = block.transform(vectors[rows])[:, :width]
+        release(vectors[rows])
     return projected
 
 
