@@ -54,12 +54,15 @@ def _check_collisions(plan: Plan, existing: Path) -> Iterator[str]:
 
 
 def _check_targets(plan: Plan, existing: Path) -> Iterator[str]:
-    output_dir = Path(plan.output_dir)
-    targets = [output_dir / action.target for action in plan.actions]
-    taken = [target for target in targets if os.path.lexists(target)] if existing == output_dir else []
+    targets = (f"{plan.output_dir}{os.sep}{action.target}" for action in plan.actions)
+    taken, too_long = [], []
+    for target in targets:
+        if existing == Path(plan.output_dir) and os.path.lexists(target):
+            taken.append(Path(target))
+        if len(os.fsencode(target)) > _MAX_PATH_BYTES:
+            too_long.append(target)
     if taken:
         yield f"{_some(taken)} exist already and are not overwritten; choose an empty output_dir, or move them away"
-    too_long = [target for target in targets if len(os.fsencode(target)) > _MAX_PATH_BYTES]
     if too_long:
         yield f"{len(too_long):,} targets have paths of more than {_MAX_PATH_BYTES} bytes; choose a shorter output_dir"
 

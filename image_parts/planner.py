@@ -8,19 +8,23 @@ Labels are read and states of files; nothing is written.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import stat
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+import numpy as np
 
 from common.config import UserError
 from image_parts import yolo
 from image_parts.moves import SourceChanged, hash_file
 from image_parts.naming import Wanted, assign_stems
 from image_parts.plan import Action, Kind, Mode, Plan, Role
-from image_parts.records import ClusteredImages, ImageRecord, cluster_name
+from image_parts.records import ClusteredImages, ImageRecord, cluster_name, take_records
 from image_parts.settings import AnnotationSettings
 
 
@@ -41,21 +45,20 @@ def plan_files(
     input_dir, output_dir = input_dir.absolute(), output_dir.absolute()
     _refuse_nested(input_dir, output_dir)
     rows, left_out = _readable_rows(clustered.records)
-    records = [clustered.records[row] for row in rows]
-    names = [cluster_name(int(clustered.labels[row])) for row in rows]
+    records = take_records(clustered.records, rows)
     found = [
         yolo.find_label(record.path, annotations=annotations) if annotations.enabled else yolo.Label(None, "missing")
         for record in records
     ]
-    n_sharing = Counter(label.path for label in found if label.path)
-    planner = _Planner(input_dir, output_dir, mode, annotations, n_sharing)
-    planner.add_images(records, names, found)
+    planner = _Planner(input_dir, output_dir, mode, annotations, _shared_labels(found))
+    planner.add_images(records, clustered.labels[rows], found)
     counts = yolo.LabelCounts()
     if annotations.enabled:
-        paths = [record.path for record in clustered.records]
-        carried = yolo.find_carried(paths, input_dir=input_dir, annotations=annotations)
+        clustered_paths = _ImagePaths(clustered.records)
+        carried = yolo.find_carried(clustered_paths, input_dir=input_dir, annotations=annotations)
         planner.add_class_lists(carried)
-        orphans = yolo.find_orphans([*paths, *other_images], found, annotations=annotations)
+        all_paths = _ImagePaths(clustered.records, other_images)
+        orphans = yolo.find_orphans(all_paths, found, annotations=annotations)
         counts = planner.count_labels(found, n_orphans=len(orphans))
     return Plan(
         mode=mode,
@@ -69,6 +72,17 @@ def plan_files(
     )
 
 
+@dataclass(frozen=True)
+class _ImagePaths:
+    """The paths of images, made as they are asked for, as often as that is."""
+
+    records: Sequence[ImageRecord]
+    others: Sequence[Path] = ()
+
+    def __iter__(self) -> Iterator[Path]:
+        return itertools.chain((record.path for record in self.records), self.others)
+
+
 class _Planner:
     """Collects actions and gives out names."""
 
@@ -78,7 +92,7 @@ class _Planner:
         output_dir: Path,
         mode: Mode,
         annotations: AnnotationSettings,
-        n_sharing: Counter[Path],
+        shared: set[str],
     ) -> None:
         self.actions: list[Action] = []
         self.n_renamed = self.n_linked_images = self.n_linked_labels = 0
@@ -86,15 +100,15 @@ class _Planner:
         self._real = cache(os.path.realpath)  # for the life of one plan
         self._mode = mode
         self._annotations = annotations
-        self._n_sharing = n_sharing  # label path -> images that have it
+        self._shared = shared  # labels that several images have
         self._max_bytes = _longest_name(output_dir)
         self._n_groups = 0
 
-    def add_images(self, records: list[ImageRecord], names: list[str], labels: list[yolo.Label]) -> None:
-        """Plan all images with their labels, cluster by cluster."""
+    def add_images(self, records: Sequence[ImageRecord], clusters: np.ndarray, labels: list[yolo.Label]) -> None:
+        """Plan all images with their labels, cluster by cluster; `clusters` [n] is that of each image."""
         members: defaultdict[str, list[int]] = defaultdict(list)
         for row in sorted(range(len(records)), key=lambda row: os.fsencode(records[row].relative_path)):
-            members[names[row]].append(row)
+            members[cluster_name(int(clusters[row]))].append(row)
         for name in sorted(members):
             wanted = [_wanted(records[row], self._annotations) for row in members[name]]
             stems = assign_stems(wanted, max_bytes=self._max_bytes)
@@ -117,14 +131,13 @@ class _Planner:
     def count_labels(self, labels: list[yolo.Label], *, n_orphans: int) -> yolo.LabelCounts:
         """Count labels by what became of them."""
         states = Counter(label.state for label in labels)
-        usable = [label.path for label in labels if label.path is not None and label.state != "unusable"]
         return yolo.LabelCounts(
             found=states["found"],
             empty=states["empty"],
             missing=states["missing"],
             unusable=states["unusable"],
             orphan=n_orphans,
-            shared=sum(self._n_sharing[path] > 1 for path in usable),
+            shared=sum(label.name in self._shared for label in labels if label.state != "unusable"),
             linked=self.n_linked_labels,
         )
 
@@ -135,12 +148,13 @@ class _Planner:
         self.n_linked_images += is_linked
         kind = self._kind_of(stays=is_linked)
         self._add(kind, "image", os.fspath(record.path), target, record.sha256, record.n_bytes, record.modified_ns)
-        if label.path is not None and label.state != "unusable":
-            root = Path(os.path.commonpath([label.path.parent, record.path.parent]))
-            is_linked = is_linked or self._leads_elsewhere(label.path, root=root)
+        path = label.path
+        if path is not None and label.state != "unusable":
+            root = Path(os.path.commonpath([path.parent, record.path.parent]))
+            is_linked = is_linked or self._leads_elsewhere(path, root=root)
             self.n_linked_labels += is_linked
-            kind = self._kind_of(stays=is_linked or self._n_sharing[label.path] > 1)
-            self._add_file(kind, "label", label.path, target=f"{label_folder}/{stem}{label.path.suffix}")
+            kind = self._kind_of(stays=is_linked or label.name in self._shared)
+            self._add_file(kind, "label", path, target=f"{label_folder}/{stem}{path.suffix}")
         self._n_groups += 1
 
     def _folders(self, cluster: str) -> tuple[str, str]:
@@ -168,16 +182,23 @@ class _Planner:
         self.actions.append(Action(number, self._n_groups, kind, role, source, target, sha256, n_bytes, ns, content))
 
 
-def _readable_rows(records: Sequence[ImageRecord]) -> tuple[list[int], list[tuple[str, str]]]:
+def _shared_labels(labels: list[yolo.Label]) -> set[str]:
+    """The labels that more than one image has."""
+    counts = Counter(label.name for label in labels if label.name is not None)
+    return {name for name, count in counts.items() if count > 1}
+
+
+def _readable_rows(records: Sequence[ImageRecord]) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Rows whose file still is what was scanned, and (path, reason) of the others."""
-    rows, left_out = [], []
+    rows: list[int] = []
+    left_out: list[tuple[str, str]] = []
     for row, record in enumerate(records):
         reason = _what_changed(record)
         if reason:
             left_out.append((os.fspath(record.path), reason))
         else:
             rows.append(row)
-    return rows, left_out
+    return np.array(rows, np.int64), left_out
 
 
 def _what_changed(record: ImageRecord) -> str:

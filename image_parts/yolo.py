@@ -10,6 +10,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +28,17 @@ ULTRALYTICS_SUBDIRS = ("images", "labels")
 LabelState = Literal["found", "empty", "missing", "unusable"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Label:
     """The label file of one image."""
 
-    path: Path | None  # None where there is none
+    name: str | None  # absolute path; None where there is none
     state: LabelState  # empty: an image without objects; unusable: a broken link, a folder, a pipe
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies."""
+        return None if self.name is None else Path(self.name)
 
 
 @dataclass(frozen=True)
@@ -52,31 +58,35 @@ def find_label(image_path: Path, *, annotations: AnnotationSettings) -> Label:
     """Find the label of one image; an image without a label is no error."""
     for candidate in _label_candidates(image_path, annotations):
         if os.path.lexists(candidate):
-            return Label(candidate, _label_state(candidate))
+            return Label(candidate, _label_state(Path(candidate)))
     return Label(None, "missing")
 
 
 def find_orphans(
     image_paths: Iterable[Path], labels: Iterable[Label], *, annotations: AnnotationSettings
 ) -> list[Path]:
-    """List the label files that belong to none of the images, sorted.
+    """List the label files that belong to none of the images, sorted; `image_paths` is gone through twice.
 
     Searched are the label folders that mirror the image folders, with all below them, and folders in which labels lie
     beside their images.
     """
-    image_paths = list(image_paths)
-    known = {candidate for path in image_paths for candidate in _label_candidates(path, annotations)}
-    folders = {candidate.parent for candidate in known if _is_below_label_folder(candidate, annotations)}
-    folders |= {label.path.parent for label in labels if label.path is not None}
-    below = {path for folder in folders for path in _walk_files(_label_root(folder, annotations))}
-    return sorted(
-        path
-        for path in below
-        if path.suffix == annotations.label_extension and path not in known and path.name not in CARRIED_NAMES
-    )
+    folders = {label.name.rpartition(os.sep)[0] for label in labels if label.name is not None}
+    for image_folder in {path.parent for path in image_paths}:
+        candidates = map(Path, _label_candidates(image_folder / "any", annotations))
+        folders |= {str(path.parent) for path in candidates if _is_below_label_folder(path, annotations)}
+    roots = {_label_root(Path(folder), annotations) for folder in folders}
+    orphans = {
+        str(path)
+        for root in roots
+        for path in _walk_files(root)
+        if path.suffix == annotations.label_extension and path.name not in CARRIED_NAMES
+    }
+    for path in image_paths:
+        orphans.difference_update(_label_candidates(path, annotations))
+    return [Path(name) for name in sorted(orphans)]
 
 
-def find_carried(image_paths: Sequence[Path], *, input_dir: Path, annotations: AnnotationSettings) -> dict[str, Path]:
+def find_carried(image_paths: Iterable[Path], *, input_dir: Path, annotations: AnnotationSettings) -> dict[str, Path]:
     """Find `classes.txt` and `data.yaml` of the data set: in the label and image folders and those above them.
 
     Raises UserError where two of the same name list other classes: the numbers in the labels would mean different
@@ -121,16 +131,20 @@ def write_data_yaml(class_names: Sequence[str]) -> bytes:
     return (head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)).encode()
 
 
-def _label_candidates(image_path: Path, annotations: AnnotationSettings) -> Iterator[Path]:
+def _label_candidates(image_path: Path, annotations: AnnotationSettings) -> Iterator[str]:
+    """Where the label of an image may lie, the likeliest first."""
     name = image_path.stem + annotations.label_extension
-    pairs = [(annotations.image_subdir, annotations.label_subdir)]
+    pairs: tuple[tuple[str, str], ...] = ((annotations.image_subdir, annotations.label_subdir),)
     if annotations.layout == "ultralytics":
-        pairs.append(ULTRALYTICS_SUBDIRS)
-    for image_subdir, label_subdir in pairs:
-        folder = _replace_last(image_path.parent, image_subdir, label_subdir)
-        if folder is not None:
-            yield folder / name
-    yield image_path.parent / name
+        pairs = (*pairs, ULTRALYTICS_SUBDIRS)
+    return (f"{folder}{os.sep}{name}" for folder in _label_folders(image_path.parent, pairs))
+
+
+@lru_cache(maxsize=1024)
+def _label_folders(image_folder: Path, pairs: tuple[tuple[str, str], ...]) -> tuple[str, ...]:
+    """The folders of the labels of one image folder, by pairs of names (of images, of labels), and that folder."""
+    found = (_replace_last(image_folder, images, labels) for images, labels in pairs)
+    return (*(str(folder) for folder in found if folder is not None), str(image_folder))
 
 
 def _replace_last(folder: Path, old: str, new: str) -> Path | None:
@@ -177,12 +191,12 @@ def _walk_files(folder: Path) -> Iterator[Path]:
             yield Path(parent, name)
 
 
-def _data_set_folders(image_paths: Sequence[Path], input_dir: Path, annotations: AnnotationSettings) -> set[Path]:
+def _data_set_folders(image_paths: Iterable[Path], input_dir: Path, annotations: AnnotationSettings) -> set[Path]:
     """The folders of images and labels and all above them, up to the one that holds both."""
     folders = {input_dir}
     for image_folder in {path.parent for path in image_paths}:
         for candidate in _label_candidates(image_folder / "any", annotations):
-            folder = candidate.parent
+            folder = Path(candidate).parent
             if not folder.is_dir():
                 continue
             top = os.path.commonpath([folder, image_folder, input_dir])
