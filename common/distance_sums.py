@@ -16,27 +16,32 @@ _PARTIAL = 1024
 _BLOCK_ROWS = 256
 
 
-def sum_distances(rows: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+def sum_distances(rows: np.ndarray, grouped: np.ndarray, bounds: np.ndarray) -> np.ndarray:
     """Sum the euclidean distances of each row to each group of rows: [n, k] float64.
 
-    `rows` is [n, d], sorted by group; group j is rows[bounds[j]:bounds[j + 1]], `bounds` [k + 1] integers. Distances
-    are float32 from differences, so that equal rows are at exactly 0. O(n^2 d) time, O(n k) memory, on all cores.
+    `rows` is [n, d]; `grouped` [m, d], which may be the same, is sorted by group: group j is
+    grouped[bounds[j]:bounds[j + 1]], `bounds` [k + 1] integers. What is summed for a row and a group depends on nothing
+    else. Distances are float32 from differences, so that equal rows are at exactly 0. O(n m d) time, O(n k) memory, on
+    all cores.
     """
-    columns = np.ascontiguousarray(rows.T, dtype=np.float32)  # [d, n]: neighbouring rows side by side
+    rows = np.ascontiguousarray(rows, dtype=np.float32)
+    columns = np.ascontiguousarray(grouped.T, dtype=np.float32)  # [d, m]: neighbouring rows side by side
     totals = np.zeros((len(rows), len(bounds) - 1))
     bounds = np.ascontiguousarray(bounds, dtype=np.int64)
 
     def work(starts: range) -> None:
         for start in starts:
-            _sum_block(columns, bounds, start, min(start + _BLOCK_ROWS, len(rows)), totals)
+            _sum_block(rows, columns, bounds, start, min(start + _BLOCK_ROWS, len(rows)), totals)
 
     share_tiles(work, n_rows=len(rows), tile_rows=_BLOCK_ROWS)
     return totals
 
 
 @numba.njit(cache=True, nogil=True, fastmath=True)
-def _sum_block(columns: np.ndarray, bounds: np.ndarray, start: int, stop: int, totals: np.ndarray) -> None:
-    """Fill totals[start:stop]; `columns` is [d, n] float32."""
+def _sum_block(
+    rows: np.ndarray, columns: np.ndarray, bounds: np.ndarray, start: int, stop: int, totals: np.ndarray
+) -> None:
+    """Fill totals[start:stop]; `rows` is [n, d], `columns` [d, m], both float32."""
     n_dimensions = columns.shape[0]
     squares = np.empty(_PARTIAL, np.float32)
     for row in range(start, stop):
@@ -46,7 +51,7 @@ def _sum_block(columns: np.ndarray, bounds: np.ndarray, start: int, stop: int, t
                 width = min(_PARTIAL, bounds[group + 1] - first)
                 squares[:width] = 0
                 for dimension in range(n_dimensions):
-                    here = columns[dimension, row]
+                    here = rows[row, dimension]
                     # A view, so that indices are plainly not negative.
                     there = columns[dimension, first : first + width]
                     for i in range(width):

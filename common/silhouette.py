@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,7 +20,7 @@ Metric = Literal["cosine", "euclidean", "sqeuclidean"]
 # Elements of one block of distances, float64: 4 MB stay in the cache of a core.
 _BLOCK_ELEMENTS = 1 << 19
 # Up to here differences, compiled, are quicker than products and their square roots in numpy.
-_MAX_COMPILED_DIMENSIONS = 32
+MAX_COMPILED_DIMENSIONS = 32
 # Mean distances below this share of the scale are rounding of float64, not distance.
 _ROUNDING = 1e-12
 
@@ -66,20 +67,38 @@ def silhouette_score(
     return float(clustered.mean()) if len(clustered) else math.nan
 
 
-def _cosine_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
+def silhouettes_of_rows(vectors: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Return the silhouettes by cosine of some `rows` [r] alone, none of them noise, against all clusters: [r] float64.
+
+    O(n d + r d k): for very many rows and clusters, of which a sample by `silhouette_score` would leave a row or two
+    each. All NaN with fewer than two clusters.
+    """
+    ids, codes = cluster_codes(vectors, labels)
+    if len(ids) < 2:
+        return np.full(len(rows), np.nan)
+    inside = np.flatnonzero(codes >= 0)
+    places = np.searchsorted(inside, rows)
+    if len(inside) < len(codes):
+        vectors, codes = vectors[inside], codes[inside]
+    return _cosine_silhouette(vectors, codes, np.array_split(places, 1 + len(places) // CHUNK_ROWS))
+
+
+def _cosine_silhouette(
+    vectors: np.ndarray, own: np.ndarray, parts: Sequence[slice | np.ndarray] | None = None
+) -> np.ndarray:
+    """Of the rows of `parts`, one after the other; of all rows without."""
     counts = np.bincount(own)
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
     sums = cluster_sums(vectors, own, len(counts), weights=inverse)  # of the rows at unit length
-    result = np.empty(len(own))
-    for start in range(0, len(own), CHUNK_ROWS):
-        chunk = slice(start, start + CHUNK_ROWS)
-        totals = counts - (vectors[chunk].astype(np.float64) @ sums.T) * inverse[chunk, None]  # [c, k]
+    result = []
+    for part in parts or [slice(start, start + CHUNK_ROWS) for start in range(0, len(own), CHUNK_ROWS)]:
+        totals = counts - (vectors[part].astype(np.float64) @ sums.T) * inverse[part, None]  # [c, k]
         # The distance of a row to itself is 0 by definition, also for a zero row, whose formula gives 1.
-        totals[np.arange(len(totals)), own[chunk]] -= inverse[chunk] == 0
+        totals[np.arange(len(totals)), own[part]] -= inverse[part] == 0
         totals[totals < _ROUNDING * counts] = 0.0
-        result[chunk] = _silhouettes(totals, own[chunk], counts)
-    return result
+        result.append(silhouettes_from_sums(totals, own[part], counts))
+    return np.concatenate(result)
 
 
 def _sqeuclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
@@ -94,13 +113,13 @@ def _sqeuclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
         dots = (vectors[chunk] - center) @ sums.T  # [c, k]
         totals = norms[chunk, None] * counts + squares - 2.0 * dots
         totals[totals < _ROUNDING * norms.mean() * counts] = 0.0
-        result[chunk] = _silhouettes(totals, own[chunk], counts)
+        result[chunk] = silhouettes_from_sums(totals, own[chunk], counts)
     return result
 
 
 def _euclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
     """Sum the distances of each row to each cluster, rows sorted by cluster: in few dimensions from differences."""
-    if vectors.shape[1] > _MAX_COMPILED_DIMENSIONS:
+    if vectors.shape[1] > MAX_COMPILED_DIMENSIONS:
         return _euclidean_silhouette_by_products(vectors, own)
     from common.distance_sums import sum_distances
 
@@ -108,7 +127,8 @@ def _euclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
     counts = np.bincount(own)
     bounds = np.concatenate([[0], np.cumsum(counts)])
     result = np.empty(len(own))
-    result[order] = _silhouettes(sum_distances(vectors[order], bounds), own[order], counts)
+    rows = vectors[order]
+    result[order] = silhouettes_from_sums(sum_distances(rows, rows, bounds), own[order], counts)
     return result
 
 
@@ -132,11 +152,11 @@ def _euclidean_silhouette_by_products(vectors: np.ndarray, own: np.ndarray) -> n
         np.sqrt(np.abs(block, out=block), out=block)  # below zero is rounding only
         totals = np.add.reduceat(block, starts[:-1], axis=1)  # [c, k]
         totals[totals < 1e-7 * scale * counts] = 0.0  # rounding, not distance
-        result[order[chunk]] = _silhouettes(totals, own[order[chunk]], counts)
+        result[order[chunk]] = silhouettes_from_sums(totals, own[order[chunk]], counts)
     return result
 
 
-def _silhouettes(totals: np.ndarray, own: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def silhouettes_from_sums(totals: np.ndarray, own: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """(b - a) / max(a, b) from the sums of distances [c, k] of rows to clusters; 0 for rows alone in theirs."""
     rows = np.arange(len(own))
     within = totals[rows, own] / np.maximum(counts[own] - 1, 1)

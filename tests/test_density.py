@@ -15,7 +15,14 @@ from sklearn.neighbors import NearestNeighbors
 from common.backend import Backend
 from common.best_scores import empty_best, offer_tile
 from common.config import UserError
-from common.density import cluster_dbscan, cluster_hdbscan, cut_tree, embed_umap, single_linkage_tree
+from common.density import (
+    SpectralStart,
+    cluster_dbscan,
+    cluster_hdbscan,
+    cut_tree,
+    embed_umap,
+    single_linkage_tree,
+)
 from common.neighbors import Neighbors, _candidates_by_torch, _candidates_on_cpu, _find_bounds, exact_neighbors
 
 CUML = Backend("cuml", "cuda", "a stand-in")
@@ -240,6 +247,18 @@ def test_dbscan_by_hand():
     assert cluster_dbscan(vectors[:0], eps=1.0, min_samples=2).tolist() == []
     with pytest.raises(UserError, match="eps is 0"):
         cluster_dbscan(vectors, eps=0, min_samples=2)
+
+
+@pytest.mark.parametrize("are_apart", [False, True])
+def test_a_shared_start_of_umap_changes_no_bit(blobs, are_apart):
+    """Of a connected graph and of one in pieces, whose starts are found in other ways and draw other random numbers."""
+    vectors = blobs + 200 * (np.arange(700)[:, None] % 3) if are_apart else blobs
+    settings = {"n_components": 2, "n_neighbors": 8, "metric": "euclidean", "n_epochs": 20, "random_state": 7}
+    start, found = SpectralStart(), []
+    for min_dist in (0.0, 0.2):
+        found.append(embed_umap(vectors, min_dist=min_dist, **settings, start=start))
+        assert np.array_equal(found[-1], embed_umap(vectors, min_dist=min_dist, **settings))
+    assert not np.array_equal(*found)
 
 
 def test_umap_separates_blobs_and_repeats(blobs):

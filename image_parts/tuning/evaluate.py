@@ -15,7 +15,7 @@ import numpy as np
 
 from common.progress import Stopwatch
 from common.separation import centroid_cosines, nn_cross_ratio
-from common.silhouette import silhouette_score
+from common.silhouette import MAX_COMPILED_DIMENSIONS, silhouette_score, silhouettes_from_sums
 from image_parts.pipeline import ClusterAssignment
 from image_parts.purity import PurityReport, judge_purity
 from image_parts.records import NOISE
@@ -78,7 +78,7 @@ class Measures:
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
-        self._held = Held(1 << 28)
+        self._held, self._held_sums = Held(1 << 28), Held()
 
     def report(self, settings: ImageSettings, assignment: ClusterAssignment) -> tuple[PurityReport, float]:
         """The purity report as image_cluster.py makes it, and the silhouette in feature space by cosine."""
@@ -89,13 +89,7 @@ class Measures:
 
     def _measure(self, settings: ImageSettings, assignment: ClusterAssignment) -> tuple[PurityReport, float]:
         sample, labels, purity = self._stages.sample, assignment.labels, settings.purity
-        reduced = silhouette_score(
-            self._stages.embedding(settings.reduction),
-            labels,
-            metric="euclidean",
-            sample_size=purity.silhouette_sample_size,
-            random_state=purity.silhouette_random_state,
-        )
+        reduced = self._reduced_silhouette(settings, labels)
         crosses = nn_cross_ratio(self._stages.feature_neighbors(purity).indices, labels)
         of_images = labels[sample.rows]
         report = judge_purity(
@@ -107,6 +101,30 @@ class Measures:
             image_sizes=np.bincount(of_images[of_images >= 0], minlength=int(labels.max(initial=NOISE)) + 1),
         )
         return report, silhouette_score(sample.vectors, labels, metric="cosine")
+
+    def _reduced_silhouette(self, settings: ImageSettings, labels: np.ndarray) -> float:
+        """As `silhouette_score`, bit for bit, with the sums of a cluster shared by all cuts that have this cluster."""
+        embedding, purity = self._stages.embedding(settings.reduction), settings.purity
+        inside, size = labels >= 0, purity.silhouette_sample_size
+        is_sampled = size is not None and size < int(inside.sum())
+        if is_sampled or labels.max(initial=NOISE) < 1 or embedding.shape[1] > MAX_COMPILED_DIMENSIONS:
+            return silhouette_score(embedding, labels, metric="euclidean", sample_size=size,
+                                    random_state=purity.silhouette_random_state)  # fmt: skip
+        key = embedding_key(settings.reduction, self._stages.sample.vectors.shape)
+        order, counts = np.argsort(labels, kind="stable"), np.bincount(labels[inside])
+        clusters = np.split(order[len(labels) - counts.sum() :], np.cumsum(counts)[:-1])
+        sums = np.stack([self._sums_to(key, embedding, members)[inside] for members in clusters], axis=1)
+        return float(silhouettes_from_sums(sums, labels[inside], counts).mean())
+
+    def _sums_to(self, key: str, embedding: np.ndarray, members: np.ndarray) -> np.ndarray:
+        """The sum of the distances of every row [u] to the rows of one cluster."""
+        from common.distance_sums import sum_distances
+
+        def make() -> np.ndarray:
+            return sum_distances(embedding, embedding[members], np.array([0, len(members)]))[:, 0]
+
+        digest = hashlib.sha256(members.astype("<i8").tobytes()).hexdigest()
+        return self._held_sums.get(f"{key}-{digest}", make, lambda column: column.nbytes)
 
 
 def evaluate(job: Job, stages: Stages, measures: Measures) -> tuple[Evaluation, PurityReport | None]:
