@@ -11,7 +11,7 @@ cluster, the mean share of the nearest images (by cosine of the features) that l
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class PurityReport:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; the matrix has a file of its own."""
         values = {name: value for name, value in self.__dict__.items() if name != "centroid_cosine_matrix"}
-        return {**values, "clusters": [asdict(cluster) for cluster in self.clusters]}
+        return {**values, "clusters": [dict(vars(cluster)) for cluster in self.clusters]}
 
 
 def measure_purity(
