@@ -25,7 +25,7 @@ from common.backend import choose_backend
 from common.cli import Stopwatch
 from common.commit import OutputLock
 from common.config import UserError
-from common.mapped import return_freed_arrays
+from common.mapped import return_freed_memory
 from common.neighbors import Neighbors
 from image_parts.exports import EXPORT_DIR, FIFTYONE_NAME, write_exports, write_fiftyone
 from image_parts.extractors import identify_model
@@ -92,7 +92,6 @@ def run(
     if undo_files or resume_files:
         return _finish_files(settings, forward=resume_files)
     watch = Stopwatch()
-    return_freed_arrays()
     input_dir, output_dir = check_folders(settings.input_dir, settings.output_dir)
     stage = _refuse_half_sorted(output_dir)
     with OutputLock(output_dir):
@@ -107,6 +106,7 @@ def run(
             n_workers=n_workers_of(settings.model.num_workers),
             progress=settings.progress,
         )
+        return_freed_memory()
         run_identity = identify_run(scanned, settings, identity)
         finished = find_finished(output_dir, run_identity, overwrite=overwrite)
         outcome = _reuse(finished, scanned, settings, input_dir, output_dir) if finished else None
@@ -129,6 +129,7 @@ def run(
 def _compute(scanned: ScannedImages, settings: ImageSettings, input_dir: Path, output_dir: Path) -> Outcome:
     """The whole way from images to tables, report, pictures and exports."""
     features = extract_features(scanned, settings, progress=settings.progress)
+    return_freed_memory()
     backend = choose_backend(settings.acceleration.backend)
     reduced, assignment = cluster_features(features, settings, backend=backend)
     clustered = expand_to_images(features, assignment, place_in_space(reduced, settings, backend=backend))
@@ -139,6 +140,7 @@ def _compute(scanned: ScannedImages, settings: ImageSettings, input_dir: Path, o
             "true labels: %s", ", ".join(f"{name} {_brief(scores[name])}" for name in ("acc", "nmi", "ari", "purity"))
         )
 
+    return_freed_memory()
     begin_results(output_dir)
     neighbors = None
     if settings.purity.enabled or settings.exports.embedding_atlas:
@@ -149,6 +151,7 @@ def _compute(scanned: ScannedImages, settings: ImageSettings, input_dir: Path, o
         write_purity(report, scores, output_dir=output_dir)
     write_bad_images(features.bad, output_dir=output_dir)
     write_tables(clustered, output_dir=output_dir, truth=truth.labels if truth else None)
+    return_freed_memory()
     if settings.visualization.enabled:
         viz_dir = output_dir / settings.visualization.viz_dir
         draw_pictures(clustered, settings=settings, viz_dir=viz_dir, n_workers=n_workers_of(settings.model.num_workers))
@@ -227,6 +230,7 @@ def _sort_files(
     if not yes and not can_ask():
         log.info("no terminal to ask on and no --yes: no file was touched")
         return {"stage": "none", "reason": "no terminal and no --yes"}
+    return_freed_memory()
     verb = {"copy": "Copy", "move": "Move", "hardlink": "Hard-link", "symlink": "Link"}[settings.mode]
     if not yes and not ask(f"{verb} {len(outcome.clustered.records):,} images into cluster folders in {output_dir}?"):
         log.info("no file was touched")

@@ -12,10 +12,13 @@ other programs get when they need it, or from the disk.
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import logging
 import math
 import mmap
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -27,9 +30,8 @@ log = logging.getLogger(__name__)
 
 # Smaller matrices are not worth a file.
 _LEAST_BYTES = 1 << 20
-# Of mallopt(3), and the value for both: the tiles of our loops stay below it, and arrays of one value a row do not.
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_BYTES = 1 << 22
+# Linux maps pages in groups of so many bytes, where they are in its cache.
+_MAPPED_ALONG = 1 << 16
 
 
 class _Room(mmap.mmap):
@@ -64,22 +66,19 @@ def release(rows: np.ndarray) -> None:
     if room is None or not rows.nbytes:
         return
     start = rows.ctypes.data - np.frombuffer(room, np.uint8).ctypes.data
-    # Whole pages, as the system has them; the rows beside them on the first and the last one come again when used.
-    first = start // mmap.PAGESIZE * mmap.PAGESIZE
-    room.madvise(mmap.MADV_DONTNEED, first, start + rows.nbytes - first)
+    # With the pages around them that the system maps along; whoever uses those gets them again.
+    first = start // _MAPPED_ALONG * _MAPPED_ALONG
+    end = min(-(-(start + rows.nbytes) // _MAPPED_ALONG) * _MAPPED_ALONG, len(room))
+    room.madvise(mmap.MADV_DONTNEED, first, end - first)
 
 
-def return_freed_arrays() -> None:
-    """Let arrays of 4 MB and more go back to the system when they are freed, for as long as this process lives.
-
-    The C library of Linux soon keeps those of up to 32 MB for the next of their size, and what lies between them.
-    """
-    import ctypes
-
-    with contextlib.suppress(OSError, AttributeError):  # another C library has its own ways
-        set_option = ctypes.CDLL(None).mallopt
-        set_option(_M_MMAP_THRESHOLD, _KEPT_BYTES)
-        set_option(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+def return_freed_memory() -> None:
+    """Give back what Arrow and the C library keep of memory that was freed, for what might be asked for next."""
+    gc.collect()
+    if "pyarrow" in sys.modules:
+        sys.modules["pyarrow"].default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than that of Linux
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _mapping_of(array: np.ndarray) -> _Room | None:

@@ -26,7 +26,7 @@ from common.density import (
     cut_tree,
     embed_umap,
 )
-from common.mapped import release
+from common.mapped import release, return_freed_memory
 from common.neighbors import Neighbors, exact_neighbors
 from common.progress import Stopwatch
 from common.vectors import CovarianceSums, Pca, fit_pca
@@ -106,6 +106,7 @@ def embed(
     """
     if graph is None and has_graph(len(pca), settings, backend=backend):
         graph = _nearest_of(umap_graph(pca, settings, backend=backend), settings.umap_n_neighbors - 1)
+        return_freed_memory()
     return embed_umap(
         pca,
         n_components=n_components or settings.umap_components,
@@ -272,6 +273,7 @@ def cluster_features(
     reduced = reduce_features(features.vectors, settings.reduction, backend=backend)
     log.info("reduction: %d x %d -> %d -> %d dimensions, %.1f s", *features.vectors.shape, reduced.pca.shape[1],
              reduced.embedding.shape[1], watch.seconds)  # fmt: skip
+    return_freed_memory()
     watch = Stopwatch()
     assignment = number_by_size(find_clusters(reduced.embedding, settings.clustering, backend=backend), features.rows)
     n_noise = int((assignment.raw_labels == NOISE).sum())

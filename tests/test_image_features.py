@@ -63,6 +63,20 @@ def expected_vector(path: Path, settings: ImageSettings) -> np.ndarray:
     return vector / np.linalg.norm(vector)
 
 
+def test_features_in_a_file_are_those_in_memory(folder, monkeypatch):
+    """As for many images: computed or read from the cache, merged and normalised, and given back after each piece."""
+    in_memory = extract(settings_for(folder))
+    monkeypatch.setattr("common.mapped._LEAST_BYTES", 0)
+    for name in ("_PIECE_ROWS", "_RELEASED_ROWS"):
+        monkeypatch.setattr(f"image_parts.features.{name}", 5)
+    for cache in ("new", "new", "none"):  # computed, read from the cache, computed without one
+        given = {"cache_dir": str(folder / cache), "enabled": cache != "none"}
+        features = extract(settings_for(folder, cache=given))
+        assert np.array_equal(features.vectors, in_memory.vectors)
+        assert np.array_equal(features.rows, in_memory.rows) and features.bad == in_memory.bad
+    assert list((folder / "out").iterdir()) == []  # the file had no name
+
+
 def test_every_image_has_its_own_vector_and_none_is_shifted(folder):
     settings = settings_for(folder)
     for _ in ("computed", "cached"):
