@@ -219,11 +219,13 @@ RULES: dict[str, Any] = {
     "self-training, cluster vetoes": {"source": "classifier", "veto": True},
     "self-training, cluster vetoes, surest 90%": {"source": "classifier", "veto": True, "share_of_class": 0.9},
 }
-# Arms that can be trained; those that start with "labelled only" are what the others are compared with.
+# Arms that can be trained; those that start with "labelled only" are what the others are compared with, and those that
+# end with "CE" are trained without SupCon.
 TRAINED = (
     "labelled only, CE",
     "labelled only, CE + SupCon",
     "self-training, surest 75%",
+    "self-training, surest 75%, CE",
     "self-training, all",
     "agreement",
     "purity >= 0.8, 3 labels",
@@ -290,10 +292,11 @@ def judge_by_training(
         if name.startswith("labelled only"):
             pseudo = Pseudo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
         else:
-            pseudo = routed(evidence) if name == "routed by masks" else by_rules(evidence, **RULES[name])
+            is_routed = name == "routed by masks"
+            pseudo = routed(evidence) if is_routed else by_rules(evidence, **RULES[name.removesuffix(", CE")])
         folder = work_dir / name.replace(" ", "_").replace("%", "").replace(",", "").replace(">=", "from")
         scores = train_arm(
-            train, test, evidence.visible, pseudo, folder, seed=seed, n_steps=n_steps, supcon=name != TRAINED[0]
+            train, test, evidence.visible, pseudo, folder, seed=seed, n_steps=n_steps, supcon=not name.endswith("CE")
         )
         vectors = unit(encode(str(folder / "best"), [train.texts[row] for row in np.flatnonzero(hidden)]))
         clusters = cluster_scores(vectors, train.labels[hidden], n_clusters=len(train.names), seed=seed)
