@@ -4,8 +4,8 @@
     embedding = lay_out([graph], vectors, n_components=10, min_dist=0.1, …)
 
 The parts are those of umap-learn, and up to 10,000 rows so is every bit. What its estimator holds beside the graph is
-not made: copies of it, and, to find where rows start, as many vectors of all rows as the root of their number, which is
-more than the graph itself from some 20,000 rows on.
+not made: copies of it, and, to find where rows start, as many vectors of all rows as the root of their number. From
+some 10,000 rows on those are more than all that the layout takes.
 """
 
 from __future__ import annotations
