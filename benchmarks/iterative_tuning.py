@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import random
 import statistics
 import sys
@@ -125,63 +126,70 @@ def naive_evaluation(vectors: np.ndarray, settings: ImageSettings) -> dict[str, 
     }
 
 
-def bench_staged(folder: Path, *, n_rows: int, n_evaluations: int, n_jobs: int, timeout_s: float) -> dict[str, Any]:
-    """Seconds of the staged search, over all starts, and of the naive loop for as many candidates."""
+def bench_staged(folder: Path, *, n_rows: int, n_evaluations: int, jobs: list[int], timeout_s: float) -> dict[str, Any]:
+    """Seconds of the staged search, in as many processes as `jobs` says in turn, and of the naive loop in one."""
     vectors = make_features(n_rows)
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "seconds.json"
-    state: dict[str, Any] = {"staged": 0.0, "naive": [], "loads": []}
+    state: dict[str, Any] = {"staged": {}, "naive": [], "loads": []}
     state |= json.loads(state_path.read_text()) if state_path.exists() else {}
     state["loads"].append(load_average())
     deadline = time.monotonic() + timeout_s
-    if not state.get("staged_done"):
-        time_staged(state, vectors, folder, n_evaluations=n_evaluations, n_jobs=n_jobs, timeout_s=timeout_s)
-        state_path.write_text(json.dumps(state))
-    chosen = random.Random(0).sample(Records(folder / "_tuning").all(), N_NAIVE)
-    if state.get("staged_done") and len(state["naive"]) < N_NAIVE:
+    naive_evaluation(make_features(200), ImageSettings())  # imports and compilation in this process
+    for n_jobs in jobs:
+        staged = state["staged"].setdefault(str(n_jobs), {"clock": 0.0, "cpu": 0.0, "done": False})
+        if not staged["done"] and time.monotonic() < deadline:
+            time_staged(staged, vectors, folder / f"jobs{n_jobs}", n_evaluations=n_evaluations, n_jobs=n_jobs,
+                        timeout_s=deadline - time.monotonic())  # fmt: skip
+            state_path.write_text(json.dumps(state))
+    chosen = random.Random(0).sample(Records(folder / f"jobs{jobs[0]}" / "_tuning").all(), N_NAIVE)
+    if len(state["naive"]) < N_NAIVE:
         naive_evaluation(vectors, ImageSettings())  # compilation, of the sizes that are measured
-    while state.get("staged_done") and len(state["naive"]) < N_NAIVE and time.monotonic() < deadline:
+    while len(state["naive"]) < N_NAIVE and time.monotonic() < deadline:
         settings = ImageSettings.model_validate(chosen[len(state["naive"])].settings)
         started, cpu = time.perf_counter(), time.process_time()
         naive_evaluation(vectors, settings)
-        state["naive"].append(time.perf_counter() - started)
-        state["naive_cpu"] = [*state.get("naive_cpu", []), time.process_time() - cpu]
+        state["naive"].append({"clock": time.perf_counter() - started, "cpu": time.process_time() - cpu})
         state_path.write_text(json.dumps(state))
-    return report_staged(state, folder, n_rows=n_rows, n_jobs=n_jobs)
+    return report_staged(state, folder, n_rows=n_rows)
 
 
 def time_staged(
-    state: dict[str, Any], vectors: np.ndarray, folder: Path, *, n_evaluations: int, n_jobs: int, timeout_s: float
+    staged: dict[str, Any], vectors: np.ndarray, folder: Path, *, n_evaluations: int, n_jobs: int, timeout_s: float
 ) -> None:
-    """Add the seconds of one start of the staged search to the state; worker processes compile on its account."""
-    naive_evaluation(make_features(200), ImageSettings())  # imports and compilation in this process
-    cpu = time.process_time()
+    """Add the seconds of one start of the staged search; worker processes import and compile on its account."""
+    from joblib.externals.loky import get_reusable_executor
+
+    cpu = processor_seconds()
     found, seconds = search_vectors(vectors, folder / "_tuning", stages=folder / "stages", search_strategy="grid",
                                     max_evaluations=n_evaluations, n_jobs=n_jobs, timeout_s=timeout_s)  # fmt: skip
-    state["staged"] += seconds
-    state["staged_cpu"] = state.get("staged_cpu", 0.0) + time.process_time() - cpu
-    state["staged_done"] = found.is_finished
-    state["n_evaluations"] = len(found.evaluations)
+    if n_jobs != 1:
+        get_reusable_executor().shutdown(wait=True)  # only then their seconds are known
+    staged["clock"] += seconds
+    staged["cpu"] += processor_seconds() - cpu
+    staged["done"] = found.is_finished
 
 
-def report_staged(state: dict[str, Any], folder: Path, *, n_rows: int, n_jobs: int) -> dict[str, Any]:
-    """The table of `bench_staged`; incomplete where either side is not through."""
-    evaluations = Records(folder / "_tuning").all()
-    n_evaluations = len(evaluations)
-    table = {
-        "rows": n_rows, "n_jobs": n_jobs, "evaluations": n_evaluations, "staged_s": round(state["staged"], 1),
-        "distinct_labels": len({found.labels_sha256 for found in evaluations}),
-        "naive_measured": len(state["naive"]), "loads": state["loads"],
-        "complete": bool(state.get("staged_done")) and len(state["naive"]) == N_NAIVE,
-    }  # fmt: skip
-    if state["naive"]:
-        mean = statistics.mean(state["naive"])
-        table |= {"naive_s_each": round(mean, 2), "naive_s_scaled": round(mean * n_evaluations)}
-        table["ratio"] = round(mean * n_evaluations / state["staged"], 1)
-        if n_jobs == 1:  # seconds of the processor are fair on a busy machine too
-            mean_cpu = statistics.mean(state["naive_cpu"])
-            table |= {"staged_cpu_s": round(state["staged_cpu"], 1), "naive_cpu_s_each": round(mean_cpu, 2)}
-            table["cpu_ratio"] = round(mean_cpu * n_evaluations / state["staged_cpu"], 1)
+def processor_seconds() -> float:
+    """Of this process and of all its processes that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
+
+
+def report_staged(state: dict[str, Any], folder: Path, *, n_rows: int) -> dict[str, Any]:
+    """The table of `bench_staged`; incomplete where a side is not through."""
+    table: dict[str, Any] = {"rows": n_rows, "naive_measured": len(state["naive"]), "loads": state["loads"]}
+    table["complete"] = len(state["naive"]) == N_NAIVE and all(staged["done"] for staged in state["staged"].values())
+    naive = {key: statistics.mean(one[key] for one in state["naive"]) for key in ("clock", "cpu") if state["naive"]}
+    table |= {f"naive_{key}_s_each": round(mean, 2) for key, mean in naive.items()}
+    for n_jobs, staged in state["staged"].items():
+        evaluations = Records(folder / f"jobs{n_jobs}" / "_tuning").all()
+        table[f"jobs{n_jobs}"] = {
+            "evaluations": len(evaluations),
+            "distinct_labels": len({found.labels_sha256 for found in evaluations}),
+            **{f"{key}_s": round(staged[key], 1) for key in ("clock", "cpu")},
+            **{f"{key}_ratio": round(naive[key] * len(evaluations) / staged[key], 1) for key in naive},
+        }
     return table
 
 
@@ -346,7 +354,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=6000, help="of `staged`")
     parser.add_argument("--search-rows", type=int, default=1797)
     parser.add_argument("--evaluations", type=int, default=1000, help="of `staged`")
-    parser.add_argument("--jobs", type=int, default=-1)
+    parser.add_argument("--jobs", type=int, default=-1, help="processes of the others")
+    parser.add_argument("--staged-jobs", type=int, nargs="+", default=[1, 2], help="processes of `staged`, in turn")
     parser.add_argument("--timeout", type=float, default=1e9, help="seconds after which `staged` pauses")
     parser.add_argument("--folder", type=Path, help="keeps what was computed; a temporary folder without it")
     arguments = parser.parse_args()
@@ -356,7 +365,7 @@ def main() -> None:
             load = load_average()
             if part == "staged":
                 table = bench_staged(folder / "staged", n_rows=arguments.rows, n_evaluations=arguments.evaluations,
-                                     n_jobs=arguments.jobs, timeout_s=arguments.timeout)  # fmt: skip
+                                     jobs=arguments.staged_jobs, timeout_s=arguments.timeout)  # fmt: skip
             elif part == "search":
                 table = bench_search(folder / "search", n_rows=arguments.search_rows, n_evaluations=300, n_seeds=5,
                                      n_jobs=arguments.jobs)  # fmt: skip
