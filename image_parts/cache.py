@@ -11,6 +11,7 @@ written whole or not at all; nothing that lies there is ever changed.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 import uuid
@@ -21,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from common.columns import read_vectors, vector_array
-from common.commit import atomic_file, make_folder, remove_stale_temporaries, write_json
-from common.config import canonical_json
+from common.commit import atomic_file, describe_changes, make_folder, remove_stale_temporaries, write_json
+from common.config import UserError, canonical_json
 from common.mapped import release
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,12 @@ class FeatureCache:
         """Fill the rows of `vectors` [u, d] whose keys are on disk; returns which are: [u] bool.
 
         `wanted` maps a row key to its row. Shards are read one after the other, so memory does not grow with the cache.
+        Raises UserError where the folder says of itself that its features were made in another way.
         """
         found = np.zeros(len(vectors), bool)
         if not self.folder.is_dir():
             return found
+        self._refuse_other_features()
         remove_stale_temporaries(self.folder)
         for path in sorted(self.folder.glob("part-*.parquet")):
             if found.all():
@@ -70,8 +73,25 @@ class FeatureCache:
         """A writer that appends shards to this cache."""
         make_folder(self.folder)
         if not (self.folder / "key.json").exists():
-            write_json(self.folder / "key.json", self.key)  # for people; the folder name is what counts
+            write_json(self.folder / "key.json", self.key)
         return FeatureWriter(self.folder, dimension)
+
+    def _refuse_other_features(self) -> None:
+        """A folder that was copied or renamed by hand holds rows for the same images, which nothing else would tell."""
+        path = self.folder / "key.json"
+        try:
+            there = json.loads(path.read_bytes())
+        except FileNotFoundError:
+            return
+        except ValueError as damage:
+            log.warning("%s is damaged; its features are taken for what the name of the folder says: %s", path, damage)
+            return
+        if canonical_json(there) != canonical_json(self.key):
+            changes = describe_changes({"keys": _flat(there)}, {"keys": _flat(self.key)})
+            raise UserError(
+                f"{self.folder} holds features that were made in another way ({changes}); remove this folder, or set "
+                f"another cache.cache_dir"
+            )
 
     def _read_shard(self, path: Path, vectors: np.ndarray, wanted: dict[str, int], found: np.ndarray) -> None:
         import pyarrow as pa
@@ -96,6 +116,12 @@ class FeatureCache:
         vectors[rows[usable]] = column.vectors[usable]
         release(vectors)  # the shard's rows lie anywhere in it
         found[rows[usable]] = True
+
+
+def _flat(key: dict[str, Any]) -> dict[str, Any]:
+    """`model.source` and so on, one level deep."""
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in key.items()}
+    return {f"{name}.{inner}".rstrip("."): value for name, values in parts.items() for inner, value in values.items()}
 
 
 class FeatureWriter:

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from common.backend import CPU
+from common.config import UserError
 from common.density import approximate_neighbors
+from common.silhouette import silhouette_score
+from image_parts.cache import FeatureCache
 from image_parts.features import Features
 from image_parts.pipeline import cluster_features, graph_width, has_graph, is_pca_nested, project_pca
+from image_parts.records import number_or_none
 from image_parts.settings import ImageSettings, ReductionSettings
 from image_parts.tuning import stages as stages_module
 from image_parts.tuning.evaluate import Job, Measures, evaluate, labels_digest
@@ -65,7 +69,7 @@ def make_stages(features: Features, folder) -> Stages:
 
 def compare(features: Features, stages: Stages, settings: list[ImageSettings]) -> list[str]:
     """What differs between the staged way and image_cluster's own, with scikit-learn's measures."""
-    from sklearn.metrics import silhouette_score
+    from sklearn import metrics
     from sklearn.metrics.pairwise import cosine_similarity
     from sklearn.neighbors import NearestNeighbors
 
@@ -79,6 +83,9 @@ def compare(features: Features, stages: Stages, settings: list[ImageSettings]) -
         if found.labels_sha256 != labels_digest(labels[features.rows]):
             different.append(f"{number}: labels")
             continue
+        own = silhouette_score(reduced.embedding, labels, metric="euclidean")
+        if found.metrics["silhouette_reduced"] != number_or_none(own):  # bit for bit, though clusters are shared
+            different.append(f"{number}: silhouette of image_cluster")
         inside = labels >= 0
         if labels.max() < 1:
             assert found.metrics["silhouette"] is None
@@ -86,8 +93,8 @@ def compare(features: Features, stages: Stages, settings: list[ImageSettings]) -
         sums = np.stack([features.vectors[labels == cluster].mean(axis=0) for cluster in range(labels.max() + 1)])
         crosses = (labels[near] >= 0) & (labels[near] != labels[:, None])
         naive = {
-            "silhouette": silhouette_score(features.vectors[inside], labels[inside], metric="cosine"),
-            "silhouette_reduced": silhouette_score(reduced.embedding[inside], labels[inside]),
+            "silhouette": metrics.silhouette_score(features.vectors[inside], labels[inside], metric="cosine"),
+            "silhouette_reduced": metrics.silhouette_score(reduced.embedding[inside], labels[inside]),
             "max_centroid_cosine": (cosine_similarity(sums) - 2 * np.eye(len(sums))).max(),
             "max_nn_cross_ratio": max(crosses[labels == cluster].mean() for cluster in range(len(sums))),
             "unassigned_share": 1 - inside.mean(),
@@ -142,6 +149,19 @@ def test_a_sample_that_is_damaged_is_written_again(tmp_path, caplog):
         store_sample(sample, tmp_path, backend=CPU, max_components=4)
         assert path.read_bytes() == whole
     assert caplog.text.count("is damaged and is written again") == 3
+
+
+def test_a_cache_of_other_features_is_refused(tmp_path):
+    """A folder of features that was renamed by hand: of the same images and, here, of the same length."""
+    wanted = {"content": 0}
+    ours, others = ({"model": {"source": "hog", "revision": name}, "image_size": 64} for name in ("1 4 9", "1 3 16"))
+    cache = FeatureCache(tmp_path, others)
+    with cache.writer(3) as writer:
+        writer.add("content", np.ones(3, np.float32))
+    assert cache.read_into(np.zeros((1, 3), np.float32), wanted).all()
+    cache.folder.rename(FeatureCache(tmp_path, ours).folder)
+    with pytest.raises(UserError, match=r"made in another way \(model.revision: .1 3 16. -> .1 4 9.\); remove this"):
+        FeatureCache(tmp_path, ours).read_into(np.zeros((1, 3), np.float32), wanted)
 
 
 def test_settings_that_are_capped_alike_are_one_candidate():
