@@ -33,20 +33,23 @@ def load_corpus(settings: TrainerSettings) -> Corpus:
     Raises UserError for rows that cannot be used, for fewer than two classes, and where nothing would be held out.
     """
     data = settings.data
-    rows = read_rows(data.parquet_path, settings=data)
-    valid = read_rows(data.valid_parquet_path, settings=data, need_masks=False) if data.valid_parquet_path else None
-    test = read_rows(data.test_parquet_path, settings=data, need_masks=False) if data.test_parquet_path else None
-    given = [part for part in (rows, valid, test) if part is not None]
-    shared = iter(share_text_keys(given))
-    train = next(shared)
-    valid = next(shared) if valid is not None else None
-    test = next(shared) if test is not None else None
+    given = {"train": read_rows(data.parquet_path, settings=data)}
+    if data.valid_parquet_path:
+        given["valid"] = _read_held_out(data.valid_parquet_path, settings, key="data.valid_parquet_path")
+    if data.test_parquet_path:
+        given["test"] = _read_held_out(data.test_parquet_path, settings, key="data.test_parquet_path")
+    shared = dict(zip(given, share_text_keys(list(given.values())), strict=True))
+    train, valid, test = shared["train"], shared.get("valid"), shared.get("test")
     if valid is None and data.val_ratio > 0:
         split = split_rows(train, val_ratio=data.val_ratio, seed=settings.training.seed)
         train, valid = train.take(split.train), train.take(split.valid)
     corpus = Corpus(train, valid, test, find_labels(train))
     _describe(corpus, settings)
     return corpus
+
+
+def _read_held_out(path: str, settings: TrainerSettings, *, key: str) -> Rows:
+    return read_rows(path, settings=settings.data, need_masks=False, key=key)
 
 
 def input_fingerprints(settings: TrainerSettings) -> dict[str, str]:

@@ -5,10 +5,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from common.config import UserError
+from common.config import UserError, settings_from_values
+from metric_parts.corpus import load_corpus
 from metric_parts.dataset import normalize_text, read_rows, share_text_keys
 from metric_parts.labels import NO_CLASS, find_labels
-from metric_parts.settings import DataSettings
+from metric_parts.settings import DataSettings, TrainerSettings
 from metric_parts.split import split_rows
 from tests.tiny_encoder import training_rows, write_rows
 
@@ -59,7 +60,9 @@ def test_masks_may_be_of_any_type_that_says_0_and_1(tmp_path, masks):
         ({"classifier_mask": None}, "no column 'classifier_mask'"),
         ({"metric_mask": [1, 2, 1, 0]}, "metric_mask must be 0 or 1 in every row, but holds 2 in row 1"),
         ({"classifier_mask": [1, None, 1, 0]}, "classifier_mask must be 0 or 1 in every row, but holds None in row 1"),
-        ({"label": ["a", None, "b", None]}, "2 rows have a mask of 1 and no label \\(rows 1, 3"),
+        ({"label": ["a", None, "b", None]}, r"column label is empty in 2 of them \(rows 1, 3\); give them labels"),
+        ({"classifier_mask": ["1", "0", "1", "0"]}, "holds '1' in row 0; write numbers or booleans"),
+        ({"metric_mask": [1, 0.5, 1, 0]}, r"holds 0\.5 in row 1"),
         ({"metric_mask": [0] * 4, "classifier_mask": [0] * 4}, "none of its 4 rows has a text and a mask of 1"),
         ({"text": [1, 2, 3, 4]}, "holds 1, which is no text"),
     ],
@@ -67,6 +70,33 @@ def test_masks_may_be_of_any_type_that_says_0_and_1(tmp_path, masks):
 def test_rows_that_cannot_be_used_are_refused_by_name(tmp_path, columns, message):
     with pytest.raises(UserError, match=message):
         read(tmp_path, simple(**columns))
+
+
+def test_a_row_is_named_by_its_place_in_its_own_file(tmp_path):
+    """Files are read in pieces of 32,768 rows, and folders file by file."""
+    n = 33_000
+    write_rows(tmp_path / "rows" / "a.parquet", simple(5))
+    for column, value in (("classifier_mask", 3), ("label", None)):
+        rows = simple(n)
+        rows[column][n - 2] = value
+        write_rows(tmp_path / "rows" / "b.parquet", rows)
+        with pytest.raises(UserError, match=rf"b\.parquet: .*rows? {n - 2}\b"):
+            read_rows(str(tmp_path / "rows"), settings=DATA)
+
+
+def test_a_file_with_bytes_that_are_no_text_is_damaged(tmp_path):
+    path = write_rows(tmp_path / "rows.parquet", simple(text=["text 0", "text 1", "zzzz", "text 3"]))
+    path.write_bytes(path.read_bytes().replace(b"zzzz", b"\xff\xfe\xfd\xfc"))
+    with pytest.raises(UserError, match=r"rows\.parquet is damaged .*restore the file if it is your input"):
+        read_rows(str(path), settings=DATA)
+
+
+@pytest.mark.parametrize("key", ["parquet_path", "valid_parquet_path", "test_parquet_path"])
+def test_a_missing_file_names_the_key_that_asked_for_it(tmp_path, key):
+    data = {"parquet_path": str(write_rows(tmp_path / "rows.parquet", simple())), key: "/nowhere/rows.parquet"}
+    settings = settings_from_values(TrainerSettings, {"data": data}, source="test")
+    with pytest.raises(UserError, match=rf"/nowhere/rows\.parquet does not exist; .*check data\.{key}$"):
+        load_corpus(settings)
 
 
 def test_a_label_may_be_null_where_no_mask_asks_for_it(tmp_path):
