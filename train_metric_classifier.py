@@ -191,14 +191,15 @@ def save_best(session: Session, store: CheckpointStore) -> None:
 
 
 def finish(session: Session, store: CheckpointStore, record: Record, *, seconds: float, n_rows: int) -> dict[str, Any]:
-    """Score the test rows once, with the best checkpoint, and write summary.json and the pictures."""
-    from metric_parts.report import draw_pictures, score_test, summarize
+    """Score the test rows once, with the best checkpoint, and write the summary, the confusion and the pictures."""
+    from metric_parts.report import draw_pictures, score_test, summarize, write_confusion
 
     if not session.processes.is_first:
         return {}
     test = score_test(session, store)
     summary = summarize(session, store, test=test)
     summary["speed"] = {"seconds": round(seconds, 1), "rows_per_s": round(n_rows / seconds, 1)}
+    write_confusion(session, store.folder / "confusion.csv")
     lines = record.finish()
     if session.settings.curves:
         draw_pictures(session, lines, folder=store.folder / "curves")
@@ -255,7 +256,7 @@ def join(settings: TrainerSettings) -> Iterator[Processes]:
 def hold(folder: Path, processes: Processes) -> Iterator[None]:
     """Hold the output for the first process; the others write nothing."""
     if processes.is_first:
-        with OutputLock(folder):
+        with OutputLock(folder, is_file=False):  # "runs/v1.5" is a folder too
             yield
     else:
         yield

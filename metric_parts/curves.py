@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,12 @@ import numpy as np
 
 from common.commit import write_bytes
 
-# What shares a picture: title, the metrics in it, and the frozen scores that are drawn as lines.
+# What shares a picture: title, the metrics in it (as patterns), and the frozen scores that are drawn as lines.
 _PICTURES: tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...] = (
     ("loss", ("train/loss", "train/cross_entropy", "train/supcon", "val/loss"), ()),
     ("accuracy", ("val/acc", "val/knn_acc"), ("frozen_knn_acc", "frozen_lr_acc")),
     ("macro_f1", ("val/f1", "val/knn_f1"), ("frozen_knn_f1", "frozen_lr_f1")),
-    ("retrieval", ("val/recall@1", "val/recall@5", "val/recall@10"), ()),
+    ("retrieval", ("val/recall@*",), ()),
     ("bank", ("bank/drift", "bank/intra_cosine", "bank/inter_cosine"), ()),
     ("learning_rate", ("train/learning_rate",), ()),
     ("anchors", ("train/anchor_share",), ()),
@@ -28,9 +29,10 @@ _MAX_NAMED_CLASSES = 40
 def draw_curves(lines: Sequence[Mapping[str, Any]], *, frozen: Mapping[str, float], folder: Path) -> list[Path]:
     """Draw what the lines of metrics.jsonl hold, one picture a group of metrics; returns the files."""
     paths = []
-    for title, names, levels in _PICTURES:
+    known = dict.fromkeys(name for line in lines for name, value in line.items() if value is not None)
+    for title, patterns, levels in _PICTURES:
+        names = [name for pattern in patterns for name in known if fnmatchcase(name, pattern)]
         series = {name: [(line["step"], line[name]) for line in lines if line.get(name) is not None] for name in names}
-        series = {name: points for name, points in series.items() if points}
         if series:
             path = folder / f"{title}.png"
             write_bytes(path, _draw(title, series, {name: frozen[name] for name in levels if name in frozen}))

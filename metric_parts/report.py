@@ -1,7 +1,9 @@
-"""The end of a run: the test, summary.json, and the line that the script prints."""
+"""The end of a run: the test, summary.json, confusion.csv, and the line that the script prints."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +11,12 @@ from typing import Any
 
 import numpy as np
 
+from common.commit import write_bytes
 from common.outputs import library_versions
 from metric_parts.checkpoints import BEST, CheckpointStore
 from metric_parts.curves import draw_confusion, draw_curves
 from metric_parts.evaluation import evaluate, prepare_held_out
-from metric_parts.model import load_model
+from metric_parts.pretrained import load_model
 from metric_parts.session import Session
 
 _SHOWN = ("loss", "acc", "f1", "knn_f1", "recall@1")
@@ -69,7 +72,6 @@ def summarize(session: Session, store: CheckpointStore, *, test: Mapping[str, fl
         "own_head_agreement": state.own_head_agreement,
         "frozen": {name: _finite(scores) for name, scores in state.frozen.items()},
         "labels": corpus.labels.to_dict(),
-        "confusion": state.best_confusion,
         "identity": store.identity,
         "versions": library_versions(),
     }
@@ -86,6 +88,18 @@ def _finite(scores: Mapping[str, float]) -> dict[str, float | None]:
 
 def _rounded(value: float) -> float:
     return round(float(value), 4)
+
+
+def write_confusion(session: Session, path: Path) -> None:
+    """Rows of each true class (down) by predicted class (across), of the best checkpoint on validation."""
+    classes, confusion = session.corpus.labels.classes, session.state.best_confusion
+    if not confusion:
+        return
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["true", *classes])
+    writer.writerows([name, *counts] for name, counts in zip(classes, confusion, strict=True))
+    write_bytes(path, text.getvalue().encode())
 
 
 def draw_pictures(session: Session, lines: list[dict[str, Any]], *, folder: Path) -> None:

@@ -18,9 +18,10 @@ from metric_parts.checkpoints import Checkpoint, CheckpointStore, RunState, read
 from metric_parts.corpus import Corpus, input_fingerprints
 from metric_parts.evaluation import HeldOut, prepare_held_out
 from metric_parts.frozen import Probe, fit_probe, start_head
-from metric_parts.model import JointModel, Tokens, load_model
+from metric_parts.model import JointModel, Tokens
 from metric_parts.parallel import Processes
 from metric_parts.planning import count_steps, plan_of, sampler_rows
+from metric_parts.pretrained import load_model
 from metric_parts.settings import TrainerSettings
 from metric_parts.steps import Stepper, Targets
 from metric_parts.trackers import flatten
@@ -94,14 +95,7 @@ def find_start(store: CheckpointStore, *, settings: TrainerSettings) -> Checkpoi
     """
     asked = settings.training.resume_from
     if asked not in (None, "auto"):
-        chosen = read_checkpoint(Path(str(asked)))
-        if chosen.path.resolve().parent != store.folder.resolve():
-            raise UserError(
-                f"training.resume_from {asked} is not in checkpointing.checkpoints_dir {store.folder}; to start from "
-                f"its weights instead, give it as model_name"
-            )
-        _require_same(store, chosen.identity)
-        return chosen
+        return _named_checkpoint(store, Path(str(asked)))
     if not store.has_checkpoints():
         _require_same(store, store.leftover() or store.identity)
         return None
@@ -117,6 +111,18 @@ def find_start(store: CheckpointStore, *, settings: TrainerSettings) -> Checkpoi
     return newest
 
 
+def _named_checkpoint(store: CheckpointStore, path: Path) -> Checkpoint:
+    """The checkpoint that the config asks for."""
+    chosen = read_checkpoint(path)
+    if chosen.path.resolve().parent != store.folder.resolve():
+        raise UserError(
+            f"training.resume_from {path} is not in checkpointing.checkpoints_dir {store.folder}; to start from "
+            f"its weights instead, give it as model_name"
+        )
+    _require_same(store, chosen.identity)
+    return chosen
+
+
 def _require_same(store: CheckpointStore, found: dict[str, Any]) -> None:
     if found != store.identity:
         raise UserError(
@@ -129,26 +135,14 @@ def open_session(
     settings: TrainerSettings, *, corpus: Corpus, checkpoint: Checkpoint | None, processes: Processes
 ) -> Session:
     """Load the model, new or from a checkpoint, and all that goes with it."""
-    labels = corpus.labels
-    resolved = resolve_model(settings.model_name)
-    pooling = read_pooling(resolved) if settings.pooling == "auto" else settings.pooling
-    source = str(checkpoint.path) if checkpoint else settings.model_name
-    device = processes.device(settings.device)
-    model = load_model(
-        source,
-        settings=settings,
-        classes=labels.classes,
-        device=device,
-        pooling=pooling,
-        tokenizer_source=settings.model_name,  # one that was saved and loaded again writes other files
-    )
+    model = _open_model(settings, corpus=corpus, checkpoint=checkpoint, processes=processes)
     tokens = model.tokenize(corpus.train.texts)
     _count_truncated("train", tokens, model)
     probe = None
     if checkpoint is None:
         probe = _probe(model, tokens, corpus, settings=settings, processes=processes)
-    rows = sampler_rows(corpus)
-    targets = Targets(rows.codes, labels.class_codes(corpus.train.labels), rows.metric_mask, rows.classifier_mask)
+    rows, classes = sampler_rows(corpus), corpus.labels.class_codes(corpus.train.labels)
+    targets = Targets(rows.codes, classes, rows.metric_mask, rows.classifier_mask)
     n_steps = count_steps(corpus, settings=settings)
     stepper = Stepper(model, settings=settings, targets=targets, processes=processes, n_steps=n_steps)
     bank = Bank(n_steps=settings.metric_validation.keep_last_n_emb_steps, codes=targets.codes, text_keys=rows.text_keys)
@@ -157,11 +151,26 @@ def open_session(
         log.info("going on from %s: step %d of about %d", checkpoint.path, checkpoint.state.step, n_steps)
     valid = None
     if corpus.valid is not None:
-        valid = prepare_held_out(corpus.valid, labels=labels, model=model)
+        valid = prepare_held_out(corpus.valid, labels=corpus.labels, model=model)
         _count_truncated("validation", valid.tokens, model)
     _describe_bank(settings, model, len(corpus.train))
     state = checkpoint.state if checkpoint else RunState()
     return Session(settings, corpus, model, tokens, valid, stepper, bank, state, processes, n_steps, probe)
+
+
+def _open_model(
+    settings: TrainerSettings, *, corpus: Corpus, checkpoint: Checkpoint | None, processes: Processes
+) -> JointModel:
+    """The model that is asked for, with the weights of the checkpoint where there is one."""
+    resolved = resolve_model(settings.model_name)
+    return load_model(
+        str(checkpoint.path) if checkpoint else settings.model_name,
+        settings=settings,
+        classes=corpus.labels.classes,
+        device=processes.device(settings.device),
+        pooling=read_pooling(resolved) if settings.pooling == "auto" else settings.pooling,
+        tokenizer_source=settings.model_name,  # one that was saved and loaded again writes other files
+    )
 
 
 def _probe(
@@ -180,7 +189,8 @@ def _probe(
 
 def _count_truncated(name: str, tokens: Tokens, model: JointModel) -> None:
     if tokens.n_truncated:
-        log.warning("%s: %d texts are longer than %d tokens and were cut", name, tokens.n_truncated, model.max_length)
+        texts = "text is" if tokens.n_truncated == 1 else "texts are"
+        log.warning("%s: %d %s longer than %d tokens and cut", name, tokens.n_truncated, texts, model.max_length)
 
 
 def _describe_bank(settings: TrainerSettings, model: JointModel, n_rows: int) -> None:

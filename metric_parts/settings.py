@@ -44,7 +44,8 @@ class TrainingSettings(Section):
     )
     max_seq_length: int = Field(128, ge=4, description="tokens a text is cut to; longer texts are counted")
     mixed_precision: Literal["auto", "no", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 where the device has it in hardware (a GPU, a CPU with AMX), else no"
+        "auto",
+        description="auto: bf16 on a GPU or a CPU with AMX, else no; bf16 pays on a CPU with AVX512_BF16 too",
     )
     attention_implementation: Literal["sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention"] = (
         Field("sdpa", description="falls back to sdpa, with a word, where the one asked for cannot run")
@@ -159,7 +160,9 @@ class NeptuneSettings(Section):
     """neptune, without its service."""
 
     enabled: bool = Field(False, description="write neptune's offline files; needs: pip install neptune")
-    mode: Literal["offline", "debug"] = Field("offline", description="offline: JSON lines in .neptune; debug: nothing")
+    mode: Literal["offline", "debug"] = Field(
+        "offline", description="offline: JSON lines in checkpoints_dir; debug: nothing"
+    )
     project: str = Field("local/metric-classifier", description="name of the project in those files")
     name: str | None = Field(None, description="name of the run")
     tags: list[str] = Field([], description="tags of the run")

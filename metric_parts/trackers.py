@@ -127,21 +127,24 @@ class MLflowTracker:
 
 
 class NeptuneTracker:
-    """neptune's offline files: JSON lines under .neptune, which no service can take any more."""
+    """neptune's offline files: JSON lines that no service can take any more."""
 
     def __init__(self, settings: NeptuneSettings, folder: Path) -> None:
         self._settings = settings
+        self._folder = folder / "neptune"
 
     def start(self, config: dict[str, Any], *, step: int) -> None:
-        """Begin an offline run."""
+        """Begin an offline run; its files go where NEPTUNE_DATA_DIRECTORY says, else beside the checkpoints."""
         import neptune
 
+        os.environ.setdefault("NEPTUNE_DATA_DIRECTORY", str(self._folder.absolute()))  # else it is the current folder
         self._run = neptune.init_run(
             project=self._settings.project,
             api_token=None,
             mode=self._settings.mode,
             name=self._settings.name,
             tags=self._settings.tags or None,
+            source_files=[],
             capture_hardware_metrics=False,
             capture_stdout=False,
             capture_stderr=False,

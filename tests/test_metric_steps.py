@@ -12,11 +12,12 @@ import torch
 from common.config import settings_from_values
 from metric_parts.corpus import load_corpus
 from metric_parts.losses import cross_entropy, supcon
-from metric_parts.model import load_model, pad_rows
+from metric_parts.model import pad_rows
+from metric_parts.optimizer import make_optimizer, make_schedule
 from metric_parts.parallel import Processes
+from metric_parts.pretrained import load_model
 from metric_parts.session import open_session
 from metric_parts.settings import TrainerSettings
-from metric_parts.steps import make_optimizer, make_schedule
 from metric_parts.windows import LoadedBatch, Window
 from tests.tiny_encoder import still_encoder, tiny_encoder, training_rows, write_rows  # noqa: F401  fixtures
 
@@ -143,18 +144,29 @@ def test_a_window_without_any_anchor_or_class_row_has_a_gradient_of_zero(still_e
     assert all(not value.any() for value in gradient(session, Window([[lonely]])).values())
 
 
+def test_the_share_of_anchors_counts_the_rows_of_supcon_alone(still_encoder, rows_path):  # noqa: F811
+    session = open_tiny(still_encoder, rows_path)
+    window = Window([[np.array([1, 2, 9, 5])]])  # a pair, one of another label, one that SupCon does not read
+    metrics = session.stepper.step(window, load(session, window), number=0).metrics
+    assert metrics["anchor_share"] == pytest.approx(2 / 3)
+    assert metrics["rows"] == 4 and metrics["labels_in_step"] == 2
+
+
 def two_sets():
     """A window of two contrast sets, one of them in pieces, that two processes cannot share evenly."""
     return Window([[ROWS[:9]], [ROWS[9:16], ROWS[16:]]])
 
 
 PROGRAM = """
-import sys, torch
+import os, sys, torch
+torch.set_num_threads(1)
+from transformers import AutoModelForSequenceClassification, BertForSequenceClassification  # once, for both processes
 from tests.test_metric_steps import gradient, load, make_settings, two_sets
 from metric_parts.corpus import load_corpus
 from metric_parts.parallel import join_processes, leave_processes
 from metric_parts.session import open_session
-torch.set_num_threads(1)
+child = os.fork()
+os.environ["RANK"] = "0" if child else "1"
 processes = join_processes("cpu")
 settings = make_settings(sys.argv[1], sys.argv[2])
 session = open_session(settings, corpus=load_corpus(settings), checkpoint=None, processes=processes)
@@ -164,6 +176,7 @@ vectors = session.stepper.backward(window, load(session, window), number=0).vect
 saved = {"gradients": gradients, "vectors": [torch.from_numpy(v) for v in vectors]}
 torch.save(saved, sys.argv[3] + f".{processes.rank}")
 leave_processes()
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
 """
 
 
@@ -172,21 +185,11 @@ def test_two_processes_give_the_gradients_of_one(still_encoder, rows_path, tmp_p
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     out = str(tmp_path / "gradients")
-    started = []
-    for rank in (0, 1):
-        environment = {
-            **os.environ,
-            "WORLD_SIZE": "2",
-            "RANK": str(rank),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "PYTHONPATH": ".",
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-c", PROGRAM, str(still_encoder), str(rows_path), out]
-        started.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    for process in started:
-        assert process.wait(timeout=200) == 0, process.stderr.read()
+    both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": "."}
+    command = [sys.executable, "-c", PROGRAM, str(still_encoder), str(rows_path), out]
+    environment = {**os.environ, **both, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
     session, window = open_tiny(still_encoder, rows_path), two_sets()
     alone = gradient(session, window)
     vectors = session.stepper.backward(window, load(session, window), number=0).vectors
@@ -194,6 +197,10 @@ def test_two_processes_give_the_gradients_of_one(still_encoder, rows_path, tmp_p
         shared = torch.load(f"{out}.{rank}")
         assert_equal(shared["gradients"], alone)
         assert all(np.allclose(a.numpy(), b, atol=1e-6) for a, b in zip(shared["vectors"], vectors, strict=True))
+    # The control: what one of the two has of the batches gives another gradient, also when it is doubled.
+    half = gradient(session, Window([[batch[::2] for batch in batches] for batches in window.contrast_sets]))
+    for factor in (1, 2):
+        assert any(not torch.allclose(factor * half[name], alone[name], atol=1e-4) for name in alone)
 
 
 # --- Optimizer and schedule ------------------------------------------------------------------------------------------

@@ -1,6 +1,9 @@
 """The whole script on a tiny model: what it writes, how it goes on after a kill, and what it refuses."""
 
+import csv
 import json
+import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -12,7 +15,9 @@ import torch
 
 import train_metric_classifier
 from common.config import ConfigError, UserError, settings_from_values
+from metric_parts.model import pad_rows
 from metric_parts.settings import TrainerSettings
+from metric_parts.windows import LoadedBatch
 from tests.tiny_encoder import tiny_encoder, training_rows, write_rows  # noqa: F401  fixtures
 
 EXAMPLE = "metric_classifier_training.example.yaml"
@@ -88,10 +93,27 @@ def test_the_record_the_summary_and_the_pictures_are_always_written(finished):
     summary = json.loads((folder / "out" / "summary.json").read_text())
     assert summary["result"] == result and result["best"].endswith("out/best")
     assert set(summary["frozen"]) == {"val", "test"} and set(result) >= {"test_acc", "frozen_knn_acc", "frozen_lr_acc"}
-    assert np.sum(summary["confusion"]) == summary["rows"]["validation"] == 12
+    confusion = read_confusion(folder / "out", summary["labels"]["classes"])  # two texts of each class are held out
+    assert confusion.sum(axis=1).tolist() == [2] * 6 and summary["rows"]["validation"] == 12
+    assert np.trace(confusion) / 12 == pytest.approx(summary["validation"]["acc"])
     for name in ("loss", "accuracy", "macro_f1", "retrieval", "bank", "confusion"):
         assert (folder / "out" / "curves" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert list((folder / "out" / "tensorboard").glob("events.*"))
+
+
+def read_confusion(out, classes):
+    """True classes in rows, predicted ones in columns."""
+    header, *rows = csv.reader((out / "confusion.csv").read_text(encoding="utf-8").splitlines())
+    assert header[1:] == [row[0] for row in rows] == classes
+    return np.array([row[1:] for row in rows], int)
+
+
+def test_every_metric_is_explained_on_the_page(finished):
+    folder, _, _ = finished
+    page = pathlib.Path("docs/train_metric_classifier.md").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
+    names = {re.sub(r"@\d+", "@K", name) for name in set().union(*lines)}
+    assert {name for name in names if f"`{name}`" not in page} == set()
 
 
 def test_the_best_checkpoint_loads_in_transformers_with_its_labels(finished):
@@ -161,8 +183,14 @@ def test_the_best_checkpoint_is_what_stage_one_reads(finished):
     assert np.allclose(encoded.probs, torch.softmax(torch.from_numpy(ours.logits), dim=1).numpy(), atol=1e-5)
 
 
+def test_whoever_may_read_the_folder_may_read_the_model(finished):
+    folder, _, _ = finished
+    modes = {path.name: path.stat().st_mode & 0o777 for path in (folder / "out" / "best").glob("*.*")}
+    assert len(set(modes.values())) == 1, modes
+
+
 def load_again(folder, settings):
-    from metric_parts.model import load_model
+    from metric_parts.pretrained import load_model
 
     classes = json.loads((folder / "out" / "summary.json").read_text())["labels"]["classes"]
     return load_model(str(folder / "out" / "best"), settings=settings, classes=classes, device="cpu")
@@ -199,7 +227,7 @@ def test_a_finished_run_says_so_and_does_nothing(finished, caplog):
 
 
 def test_the_next_round_keeps_a_head_of_the_same_classes_and_replaces_any_other(finished):
-    from metric_parts.model import load_model
+    from metric_parts.pretrained import load_model
 
     folder, settings, _ = finished
     best = str(folder / "out" / "best")
@@ -274,7 +302,8 @@ def test_a_run_killed_anywhere_and_resumed_is_one_that_was_not(folder, tiny_enco
     last = sorted(whole.glob("step-*"))[-1]
     for number in range(1, len(kills)):
         other = folder / f"out{number}"
-        assert (other / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes(), kills[number]
+        for name in ("metrics.jsonl", "confusion.csv"):
+            assert (other / name).read_bytes() == (whole / name).read_bytes(), kills[number]
         assert [path.name for path in sorted(other.glob("step-*"))] == [
             path.name for path in sorted(whole.glob("step-*"))
         ]
@@ -287,6 +316,19 @@ def test_a_run_killed_anywhere_and_resumed_is_one_that_was_not(folder, tiny_enco
         for summary in summaries:
             del summary["speed"], summary["result"]["best"]
         assert summaries[0] == summaries[1]
+
+
+def test_a_resume_that_forgot_the_optimizer_would_be_seen(half_done, tiny_encoder, monkeypatch):  # noqa: F811
+    """The control of the test of kills: what it compares differs where a resume is wrong."""
+    from metric_parts.steps import Stepper
+
+    twin = half_done / "twin"
+    shutil.copytree(half_done / "out", twin, symlinks=True)
+    train_metric_classifier.run(make_settings(half_done, tiny_encoder))
+    monkeypatch.setattr(Stepper, "load_state_dict", lambda self, state: None)
+    train_metric_classifier.run(make_settings(half_done, tiny_encoder, checkpointing__checkpoints_dir=str(twin)))
+    right, wrong = ((path / "metrics.jsonl").read_bytes() for path in (half_done / "out", twin))
+    assert right[:200] == wrong[:200] and right != wrong
 
 
 @pytest.fixture
@@ -389,6 +431,21 @@ def test_a_full_disk_costs_no_checkpoint(half_done, tiny_encoder):  # noqa: F811
     assert train_metric_classifier.run(make_settings(half_done, tiny_encoder))["best"]
 
 
+def test_a_folder_with_a_dot_in_its_name_is_held_from_within(folder, tiny_encoder):  # noqa: F811
+    from common.commit import LockHeld, OutputLock
+
+    settings = make_settings(folder, tiny_encoder, checkpointing__checkpoints_dir=str(folder / "v1.5"))
+    with OutputLock(folder / "v1.5", is_file=False), pytest.raises(LockHeld):
+        train_metric_classifier.run(settings)
+
+
+def test_a_file_where_the_checkpoints_should_go_is_refused_by_name(folder, tiny_encoder):  # noqa: F811
+    settings = make_settings(folder, tiny_encoder, checkpointing__checkpoints_dir=str(folder / "rows.parquet"))
+    with pytest.raises(UserError, match=r"output folder .*rows\.parquet cannot be made: a file of that name"):
+        train_metric_classifier.run(settings)
+    assert sorted(path.name for path in folder.iterdir()) == ["rows.parquet"]
+
+
 def test_two_runs_at_once_on_one_output(half_done, tiny_encoder):  # noqa: F811
     from common.commit import LockHeld, OutputLock
 
@@ -403,7 +460,7 @@ def test_two_runs_at_once_on_one_output(half_done, tiny_encoder):  # noqa: F811
     "changes",
     [
         {"training__gradient_cache": True, "training__gradient_accumulation_steps": 3},
-        {"data__num_workers": 2},
+        {"training__mixed_precision": "bf16"},
         {"data__val_ratio": 0.0},
         {"data__upsample": True, "training__metric_loss_weight": 0.0},
         {"metric_validation__distance": "l2", "metric_validation__knn_k": 999, "checkpointing__save_best_by": "loss"},
@@ -414,6 +471,30 @@ def test_each_way_of_training_comes_to_its_end(folder, tiny_encoder, changes):  
     result = train_metric_classifier.run(settings)
     assert (folder / "out" / "best" / "model.safetensors").is_file()
     assert result["step"] >= 1
+
+
+def test_bfloat16_is_for_the_encoder_alone(folder, tiny_encoder):  # noqa: F811
+    from metric_parts.corpus import load_corpus
+    from metric_parts.parallel import Processes
+    from metric_parts.session import open_session
+
+    vectors, losses = {}, {}
+    for precision in ("no", "bf16"):
+        settings = make_settings(folder, tiny_encoder, training__mixed_precision=precision)
+        session = open_session(settings, corpus=load_corpus(settings), checkpoint=None, processes=Processes())
+        batch = pad_rows(session.tokens.ids[:12], padding=session.model.padding)
+        vectors[precision], logits = session.model.forward(batch)
+        assert vectors[precision].dtype == logits.dtype == torch.float32
+        assert all(parameter.dtype == torch.float32 for parameter in session.model.trained.parameters())
+        window = session.windows(0)[0]
+        share = session.processes.share(window.batches[0])
+        tokens = pad_rows([session.tokens.ids[row] for row in share.rows], padding=session.model.padding)
+        losses[precision] = session.stepper.step(
+            window, [LoadedBatch(window.batches[0], share, tokens)], number=0
+        ).metrics["loss"]
+    difference = (vectors["no"] - vectors["bf16"]).abs().max().item()
+    assert 1e-5 < difference < 0.1  # the control: the encoder did compute in bfloat16
+    assert losses["bf16"] == pytest.approx(losses["no"], rel=0.02)
 
 
 def test_workers_do_not_change_the_numbers(folder, tiny_encoder):  # noqa: F811
@@ -439,12 +520,26 @@ def test_training_on_rows_for_the_metric_alone_and_for_the_head_alone(folder, ti
     assert "only_metric" in summary["labels"]["names"] and "only_metric" not in summary["labels"]["classes"]
 
 
+@pytest.mark.parametrize(
+    "numbers", [[10, 9, 8, 7, 6, 5], [10.0, 9.0, 8.0, 7.0, 6.0, 5.0], ["10", "9", "8", "b", "a", "5"]]
+)
+def test_labels_of_any_type_are_in_the_checkpoint(folder, tiny_encoder, numbers):  # noqa: F811
+    rows = training_rows()
+    names = sorted(set(rows["label"]))
+    rows["label"] = [numbers[names.index(label)] for label in rows["label"]]
+    write_rows(folder / "rows.parquet", rows)
+    train_metric_classifier.run(make_settings(folder, tiny_encoder, data__val_ratio=0.0, training__num_epochs=1))
+    known = json.loads((folder / "out" / "best" / "config.json").read_text())["id2label"]
+    expected = ["10", "5", "8", "9", "a", "b"] if "a" in numbers else ["5", "6", "7", "8", "9", "10"]
+    assert list(known.values()) == expected
+
+
 def test_texts_that_are_too_long_are_cut_and_counted(folder, tiny_encoder, caplog):  # noqa: F811
     rows = training_rows()
     rows["text"][0] = "card " * 500
     write_rows(folder / "rows.parquet", rows)
     train_metric_classifier.run(make_settings(folder, tiny_encoder, data__val_ratio=0.0, training__num_epochs=1))
-    assert "train: 1 texts are longer than 32 tokens and were cut" in caplog.text
+    assert "train: 1 text is longer than 32 tokens and cut" in caplog.text
 
 
 def test_a_class_that_only_validation_has_is_counted_not_scored(folder, tiny_encoder, caplog):  # noqa: F811
@@ -456,7 +551,7 @@ def test_a_class_that_only_validation_has_is_counted_not_scored(folder, tiny_enc
     )
     train_metric_classifier.run(settings)
     assert "validation: 1 rows of 1 labels that no training row with classifier_mask=1 has (unheard" in caplog.text
-    assert np.sum(json.loads((folder / "out" / "summary.json").read_text())["confusion"]) == 17
+    assert read_confusion(folder / "out", sorted(set(training_rows()["label"]))).sum() == 17
 
 
 # --- Trackers --------------------------------------------------------------------------------------------------------
