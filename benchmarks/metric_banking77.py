@@ -2,6 +2,7 @@
 
     python benchmarks/metric_banking77.py                        # all labels, four epochs: a quarter of an hour
     python benchmarks/metric_banking77.py --labels 10 --seeds 0 1 2
+    python benchmarks/metric_banking77.py --labels 10 --seeds 0 --epochs 3 --precision bf16 --out bf16.json
 
 Runs train_metric_classifier.py as it is, with the example's settings and the embedded model. The official test part is
 scored once, with the checkpoint that did best on a twentieth of the training part (with few labels: the last one).
@@ -46,7 +47,7 @@ def write_rows(path: Path, *, per_class: int | None, seed: int) -> int:
     return table.num_rows
 
 
-def train(folder: Path, *, per_class: int | None, seed: int, epochs: int) -> dict[str, Any]:
+def train(folder: Path, *, per_class: int | None, seed: int, epochs: int, precision: str) -> dict[str, Any]:
     """Train once; returns the line that the script prints, with the seed."""
     import train_metric_classifier
     from common.config import load_settings
@@ -59,12 +60,13 @@ def train(folder: Path, *, per_class: int | None, seed: int, epochs: int) -> dic
         f"data.val_ratio={0.05 if per_class is None else 0.0}",
         f"training.num_epochs={epochs}",
         f"training.seed={seed}",
+        f"training.mixed_precision={precision}",
         f"checkpointing.checkpoints_dir={folder / 'out'}",
     ]
     settings = load_settings(CONFIG, TrainerSettings, overrides=overrides)
     result = train_metric_classifier.run(settings)
     kept = {name: value for name, value in result.items() if name != "best"}
-    return {"seed": seed, "rows": n_rows, "epochs": epochs, **kept}
+    return {"seed": seed, "rows": n_rows, "epochs": epochs, "precision": precision, **kept}
 
 
 def main() -> None:
@@ -73,6 +75,7 @@ def main() -> None:
     parser.add_argument("--labels", default="all", help="labels of each class, or all")
     parser.add_argument("--seeds", type=int, nargs="+", default=[42])
     parser.add_argument("--epochs", type=int, default=None)
+    parser.add_argument("--precision", default="auto", choices=["auto", "no", "bf16"])
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     per_class = None if options.labels == "all" else int(options.labels)
@@ -80,7 +83,8 @@ def main() -> None:
     runs = []
     for seed in options.seeds:
         with tempfile.TemporaryDirectory() as folder:
-            runs.append(train(Path(folder), per_class=per_class, seed=seed, epochs=epochs))
+            precision = options.precision
+            runs.append(train(Path(folder), per_class=per_class, seed=seed, epochs=epochs, precision=precision))
         print(json.dumps(runs[-1]), flush=True)
     accuracies = [100 * run["test_acc"] for run in runs]
     print(f"{options.labels} labels a class: {np.mean(accuracies):.2f} +- {np.std(accuracies):.2f} % of the test part")

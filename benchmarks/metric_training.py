@@ -1,12 +1,13 @@
 """Training speed: our loop against transformers' Trainer, cross-entropy alone, the same model and batches, in one run.
 
     python benchmarks/metric_training.py --rows 1024
+    python benchmarks/metric_training.py --only "ours, CE" "ours, CE, bfloat16" --out precision.json
 
 Both train the embedded model on Banking77 in float32, batch 32, AdamW, linear schedule, the texts cut to 64 tokens. The
-rows of each batch are the same and in the same order; the two take turns, and the medians are compared, by the clock
-and by processor seconds, which a busy machine disturbs less. Also shown: our
-loop with SupCon, with the gradient cache, and without its pieces of equal length. bfloat16 is timed where the processor
-has AMX. Needs `pip install accelerate`, without which transformers' Trainer does not start.
+rows of each batch are the same and in the same order; the two take turns, and the medians are compared with that of the
+first, by the clock and by processor seconds, which a busy machine disturbs less. Also shown: our loop with SupCon, with
+the gradient cache, without its pieces of equal length, and in bfloat16, whatever the processor makes of it. Needs
+`pip install accelerate`, without which transformers' Trainer does not start.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,6 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.machine import describe_machine, load_average  # noqa: E402
-from common.backend import cpu_has_amx  # noqa: E402
 from common.commit import write_json  # noqa: E402
 
 DATA_DIR = Path(os.environ.get("CLUSTERING_DATA_DIR", ROOT.parent / "shared" / "data"))
@@ -65,8 +65,10 @@ def open_ours(rows_path: Path, **training: Any) -> Any:
 
     values = {
         "data": {"parquet_path": str(rows_path), "val_ratio": 0.0},
-        "training": {"batch_size": BATCH_SIZE, "num_epochs": 1, "max_seq_length": 64, **training},
-    }
+        "training": {
+            "batch_size": BATCH_SIZE, "num_epochs": 1, "max_seq_length": 64, "mixed_precision": "no", **training,
+        },
+    }  # fmt: skip
     settings = settings_from_values(TrainerSettings, values, source="benchmark")
     return open_session(settings, corpus=load_corpus(settings), checkpoint=None, processes=Processes())
 
@@ -149,34 +151,46 @@ def contenders(rows_path: Path) -> Iterator[tuple[str, Callable[[], Speed]]]:
         "ours, CE + SupCon, gradient cache over 4 batches",
         lambda: time_ours(rows_path, gradient_cache=True, gradient_accumulation_steps=4),
     )
-    if cpu_has_amx():
-        yield "ours, CE, bfloat16", lambda: time_ours(rows_path, metric_loss_weight=0.0, mixed_precision="bf16")
+    yield "ours, CE, bfloat16", lambda: time_ours(rows_path, metric_loss_weight=0.0, mixed_precision="bf16")
+
+
+def measure(rows_path: Path, *, rounds: int, only: Sequence[str]) -> dict[str, list[Speed]]:
+    """The speeds of all contenders, or of those named, in turns."""
+    speeds: dict[str, list[Speed]] = {}
+    for _ in range(rounds):
+        for name, run in contenders(rows_path):
+            if name in (only or name):
+                speeds.setdefault(name, []).append(run())
+                print(f"{name}: {speeds[name][-1].by_clock:.1f} rows/s", flush=True)
+    return speeds
+
+
+def print_table(medians: dict[str, Speed]) -> None:
+    """Medians, and how they stand to the first."""
+    first = next(iter(medians.values()))
+    print("\n| what | rows/s | ratio | rows/CPU s | ratio |\n| --- | --- | --- | --- | --- |")
+    for name, speed in medians.items():
+        by_clock = f"{speed.by_clock:.1f} | {speed.by_clock / first.by_clock:.2f}"
+        print(f"| {name} | {by_clock} | {speed.by_cpu:.1f} | {speed.by_cpu / first.by_cpu:.2f} |")
 
 
 def main() -> None:
-    """Time all contenders in turns and write the table."""
+    """Time the contenders in turns and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[], choices=[name for name, _ in contenders(Path())])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "metric_training.json")
     options = parser.parse_args()
-    speeds: dict[str, list[Speed]] = {}
     with tempfile.TemporaryDirectory() as folder:
         rows_path = Path(folder) / "rows.parquet"
         write_rows(rows_path, options.rows)
-        for _ in range(options.rounds):
-            for name, measure in contenders(rows_path):
-                speeds.setdefault(name, []).append(measure())
-                print(f"{name}: {speeds[name][-1].by_clock:.1f} rows/s", flush=True)
+        speeds = measure(rows_path, rounds=options.rounds, only=options.only)
     medians = {
         name: Speed(*(statistics.median(column) for column in zip(*values, strict=True)))
         for name, values in speeds.items()
     }
-    peer = next(iter(medians.values()))
-    print("\n| what | rows/s | ratio | rows/CPU s | ratio |\n| --- | --- | --- | --- | --- |")
-    for name, speed in medians.items():
-        by_clock = f"{speed.by_clock:.1f} | {speed.by_clock / peer.by_clock:.2f}"
-        print(f"| {name} | {by_clock} | {speed.by_cpu:.1f} | {speed.by_cpu / peer.by_cpu:.2f} |")
+    print_table(medians)
     facts = {"machine": describe_machine(), "load_average": load_average(), "rows": options.rows}
     write_json(options.out, {**facts, "rows_per_s_by_clock_and_cpu": speeds, "medians": medians})
 
