@@ -216,11 +216,19 @@ class ClusterSums:
         if len(self.counts) < 2:
             return math.nan
         spread = self.distances / self.counts
-        between = np.sqrt(_squared_distances(self.centroids))
-        if np.allclose(spread, 0) or np.allclose(between, 0):
+        centroids = self.centroids
+        worst = np.zeros(len(spread))
+        furthest = 0.0
+        step = max(1, _BLOCK_ELEMENTS // len(spread))
+        for start in range(0, len(spread), step):  # no table of all pairs of clusters
+            part = slice(start, start + step)
+            between = np.sqrt(_squared_distances(centroids[part], centroids))
+            furthest = max(furthest, float(between.max()))
+            between[between == 0] = np.inf
+            worst[part] = np.max((spread[part, None] + spread) / between, axis=1)
+        if np.allclose(spread, 0) or np.isclose(furthest, 0):
             return 0.0
-        between[between == 0] = np.inf
-        return float(np.mean(np.max((spread[:, None] + spread[None, :]) / between, axis=1)))
+        return float(np.mean(worst))
 
 
 def calinski_harabasz(vectors: np.ndarray, labels: np.ndarray) -> float:
@@ -238,11 +246,11 @@ def davies_bouldin(vectors: np.ndarray, labels: np.ndarray) -> float:
     return sums.davies_bouldin()
 
 
-def _squared_distances(points: np.ndarray) -> np.ndarray:
-    norms = np.einsum("kd,kd->k", points, points)
-    squared = np.maximum(norms[:, None] + norms - 2.0 * points @ points.T, 0.0)
+def _squared_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
+    norms = np.einsum("kd,kd->k", points, points)[:, None] + np.einsum("kd,kd->k", others, others)
+    squared = np.maximum(norms - 2.0 * points @ others.T, 0.0)
     # What cancellation leaves of equal points is no distance.
-    squared[squared < 1e-14 * (norms[:, None] + norms)] = 0.0
+    squared[squared < 1e-14 * norms] = 0.0
     return squared
 
 

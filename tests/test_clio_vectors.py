@@ -10,9 +10,15 @@ import pytest
 
 from common.commit import Identity
 from common.config import ConfigError, UserError
-from llm_parts.clio import algorithms
-from llm_parts.clio.algorithms import Space, count_clusters, distinct_rows, label_rows
-from llm_parts.clio.base_clusters import cluster_vectors, members_and_outsiders, nearest_members
+from common.silhouette import silhouette_samples, silhouettes_of_rows
+from llm_parts.clio import algorithms, base_clusters, measures
+from llm_parts.clio.algorithms import Space, count_clusters, distinct_rows, label_rows, share_out
+from llm_parts.clio.base_clusters import (
+    centroid_directions,
+    cluster_vectors,
+    members_and_outsiders,
+    nearest_members,
+)
 from llm_parts.clio.confident_rows import batches, choose_held_out, confident_rows, rivals
 from llm_parts.clio.embedder_comparison import compare_embedders
 from llm_parts.clio.embedding import embed_facets, embed_texts
@@ -158,6 +164,50 @@ def test_more_clusters_than_rows_and_equal_rows(caplog):
         assert base.labels.tolist() == [0] * 40 and math.isnan(base.scores["silhouette"])
 
 
+def test_very_many_clusters_are_made_of_groups(monkeypatch):
+    """As many clusters as asked for, nearly as tight as those of a comparison with all, in far fewer comparisons."""
+    from common import kmeans_steps
+
+    rng = np.random.default_rng(3)
+    vectors = unit(rng.normal(size=(60, 16))[rng.integers(60, size=1500)] + 0.3 * rng.normal(size=(1500, 16)))
+    settings = settings_of(n_clusters=0.1, clustering={"stability_runs": 1, "n_init": 1})
+    n_compared = []
+    nearest = kmeans_steps._nearest_numpy
+
+    def counting(rows, centroids, **options):
+        n_compared[-1] += len(rows) * len(centroids)
+        return nearest(rows, centroids, **options)
+
+    monkeypatch.setattr(kmeans_steps, "_nearest_numpy", counting)
+    scores = []
+    for most in (1 << 29, 1000):
+        monkeypatch.setattr(algorithms, "MAX_COMPARED", most)
+        n_compared.append(0)
+        base = cluster_vectors(vectors, settings=settings, seed=0)
+        assert base.n_clusters == 150 and (base.labels >= 0).all()
+        scores.append(float(np.einsum("nd,nd->", vectors, base.centroids[base.labels])) / 1500)
+    assert scores[1] > 0.98 * scores[0] and n_compared[1] < 0.4 * n_compared[0]
+    assert np.array_equal(base.labels, cluster_vectors(vectors, settings=settings, seed=0).labels)
+
+
+@pytest.mark.parametrize(
+    ("n_clusters", "sizes", "expected"), [(7, [10, 3, 1, 0], [5, 1, 1, 0]), (4, [9, 1], [3, 1]), (5, [3, 2], [3, 2])]
+)
+def test_clusters_are_shared_out_by_size(n_clusters, sizes, expected):
+    assert share_out(n_clusters, np.array(sizes)) == expected
+
+
+def test_the_silhouette_of_very_many_rows_and_clusters_is_that_of_a_sample(topics, monkeypatch):
+    vectors, labels = topics
+    labels = np.where(np.arange(48) % 9 == 0, -1, labels)
+    each = silhouette_samples(vectors, labels)
+    rows = np.array([1, 4, 30])
+    assert silhouettes_of_rows(vectors, labels, rows) == pytest.approx(each[rows])
+    monkeypatch.setattr(measures, "MAX_COMPARED", 3 * 30)
+    sampled = measure_clusters(vectors, labels)["silhouette"]
+    assert sampled == pytest.approx(np.nanmean(each), abs=0.05) and sampled != np.nanmean(each)
+
+
 @pytest.mark.parametrize("algorithm", ["hdbscan", "dbscan"])
 def test_everything_noise_is_counted_and_says_what_to_change(topics, caplog, algorithm):
     settings = settings_of(
@@ -213,6 +263,30 @@ def test_members_and_outsiders_by_hand():
     assert nearest_members(vectors, labels, centroids, n=1)[0].tolist() == [1]
 
 
+def test_outsiders_of_many_clusters_are_sought_nearby(monkeypatch):
+    """Nearly all that a comparison with all rows finds; noise is outside of every cluster, empty rows are nowhere."""
+    rng = np.random.default_rng(1)
+    labels = np.concatenate([np.repeat(np.arange(99), 20), np.full(1000, 99)])  # one holds a third of all rows
+    vectors = unit(rng.normal(size=(100, 8))[labels] + 0.5 * rng.normal(size=(len(labels), 8)))
+    vectors[5::50] = 0
+    labels[3::10] = labels[5::50] = -1
+    centroids = centroid_directions(vectors, labels, n_clusters=100)
+    keys = {"n_members": 6, "n_outsiders": 20, "seed": 0}
+    exact = members_and_outsiders(vectors, labels, centroids, **keys)
+    monkeypatch.setattr(base_clusters, "MAX_COMPARED", 1000)
+    monkeypatch.setattr(base_clusters, "_outsiders_among_all", None)
+    found = members_and_outsiders(vectors, labels, centroids, **keys)
+    shares = []
+    for cluster, ((own, outside), (own_too, true)) in enumerate(zip(found, exact, strict=True)):
+        assert np.array_equal(own, own_too) and len(outside) == 20 and (labels[outside] != cluster).all()
+        assert vectors[outside].any(axis=1).all() and (np.diff(vectors[outside] @ centroids[cluster]) <= 1e-6).all()
+        shares.append(len(np.intersect1d(outside, true)) / 20)
+    assert np.mean(shares) > 0.9
+    assert any((labels[outside] == -1).any() for _, outside in found)
+    again = members_and_outsiders(vectors, labels, centroids, **keys)
+    assert all(np.array_equal(one[1], other[1]) for one, other in zip(found, again, strict=True))
+
+
 def test_umap_keeps_equal_rows_together_and_is_repeatable(topics):
     vectors, labels = topics
     heavy = np.vstack([vectors, np.repeat(vectors[:3], 30, axis=0)])  # more duplicates than neighbours
@@ -246,6 +320,22 @@ def test_map_shows_topics_apart_and_equal_facets_side_by_side(topics):
     gap, width = np.linalg.norm(places[48] - places[0]), float(np.ptp(places[:48], axis=0).max())
     assert 0 < gap < 0.01 * width
     assert np.array_equal(places[49], places[50]) and places[49, 1] < places[:49, 1].min()
+
+
+def test_map_of_many_rows_compares_no_pairs_and_finds_no_eigenvectors(monkeypatch):
+    """Neighbours come from cells, places from the main directions: equal seeds give equal maps of topics apart."""
+    rng = np.random.default_rng(2)
+    labels = rng.integers(4, size=500)
+    vectors = unit(np.eye(12)[labels] + 0.15 * rng.normal(size=(500, 12)))
+    monkeypatch.setattr(algorithms, "MAX_ROWS_COMPARED", 400)
+    monkeypatch.setattr("common.density.exact_neighbors", None)
+    monkeypatch.setattr("umap.umap_.spectral_layout", None)
+    places = place_on_map(vectors, seed=0)
+    assert np.array_equal(places, place_on_map(vectors, seed=0))
+    assert measure_clusters(places - places.mean(axis=0), labels)["silhouette"] > 0.5
+    monkeypatch.setattr(algorithms, "MAX_ROWS_COMPARED", 500)
+    with pytest.raises(TypeError, match="'NoneType' object is not callable"):  # the control: few rows do
+        place_on_map(vectors, seed=0)
 
 
 @pytest.mark.parametrize("n", [0, 1, 3])

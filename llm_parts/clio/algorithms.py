@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.config import UserError
+from common.grouping import cluster_members
 from llm_parts.clio.taxonomy import NOISE
 from llm_parts.clio.vector_settings import VectorSettings
 
@@ -28,7 +29,12 @@ log = logging.getLogger(__name__)
 MAX_ROWS_WITHOUT_UMAP = 20_000
 # Fewer rows have no neighbourhoods that UMAP could keep.
 MIN_ROWS_OF_UMAP = 5
+# Up to here all pairs of rows are compared for UMAP's neighbours, and it starts from eigenvectors of their graph; both
+# take time with the square of the rows, and here no longer than the rest.
+MAX_ROWS_COMPARED = 10_000
 _N_INIT_ROWS = 5000
+# Rows times clusters up to which k-means compares all with all: some minutes on a core.
+MAX_COMPARED = 1 << 29
 # Neighbours within eps that DBSCAN may list in all: 8 bytes each.
 _MAX_NEIGHBORS_WITHIN_EPS = 1 << 27
 _SAMPLED_ROWS = 256
@@ -74,13 +80,17 @@ class Space:
         """
         from common.density import embed_umap
 
+        differing = self.directed if self.n_distinct == len(self.directed) else self.directed[self.firsts]
+        directions = centered(differing)
+        n_neighbors = min(n_neighbors, self.n_distinct - 1)
         embedded = embed_umap(
-            centered(self.directed[self.firsts]),
-            n_neighbors=min(n_neighbors, self.n_distinct - 1),
+            directions,
+            n_neighbors=n_neighbors,
             n_components=n_components,
             min_dist=min_dist,
             metric="cosine",
             random_state=self.seed,
+            **_neighbors_and_start(directions, n_neighbors, n_components, seed=self.seed),
         )
         lost = ~np.isfinite(embedded).all(axis=1)
         if lost.any():
@@ -129,6 +139,25 @@ def centered(vectors: np.ndarray) -> np.ndarray:
     return unit_rows(vectors - vectors.mean(axis=0, dtype=np.float64).astype(np.float32))
 
 
+def _neighbors_and_start(points: np.ndarray, n_neighbors: int, n_components: int, *, seed: int) -> dict[str, Any]:
+    """What UMAP would take time with the square of the rows [n, d] to find: neighbours, and where rows start.
+
+    Nothing for few rows, for which it finds both as well as can be. The start is that of the main directions, which
+    keeps what lies together over the whole map at least as well. Source: Kobak, Linderman, Initialization is critical
+    for preserving global data structure in both t-SNE and UMAP, Nature Biotechnology 39 (2021).
+    """
+    if len(points) <= MAX_ROWS_COMPARED:
+        return {}
+    from common.cells import cell_neighbors
+    from common.vectors import CovarianceSums, fit_pca
+
+    knn = cell_neighbors(points, n_neighbors - 1, metric="cosine", random_state=seed)
+    sums = CovarianceSums.empty(np.zeros(points.shape[1]))
+    sums.add(points)
+    start = fit_pca(sums, min(n_components, points.shape[1])).transform(points)
+    return {"knn": knn, "start": start if start.shape[1] == n_components else None}
+
+
 def label_rows(space: Space, *, settings: VectorSettings) -> np.ndarray:
     """The cluster of each row, [n] int64: 0 for the largest, -1 for noise and for rows without a direction."""
     labels = np.full(len(space.vectors), NOISE, np.int64)
@@ -148,11 +177,50 @@ def count_clusters(settings: VectorSettings, *, n_rows: int) -> int:
 
 
 def _kmeans(space: Space, settings: VectorSettings) -> np.ndarray:
-    from common.kmeans import assign
-
     points = space.points(settings)
     n_clusters = min(count_clusters(settings, n_rows=len(points)), space.n_distinct)
+    if len(points) * n_clusters > MAX_COMPARED:
+        return _nested_kmeans(points, n_clusters, space=space, settings=settings)
     starts = range(settings.clustering.n_init if len(points) <= _N_INIT_ROWS else 1)
+    return _label_by_lloyd(points, n_clusters, starts=starts, space=space, settings=settings)
+
+
+def _nested_kmeans(points: np.ndarray, n_clusters: int, *, space: Space, settings: VectorSettings) -> np.ndarray:
+    """Cut rows [m, d] into the root of `n_clusters` groups, and each group into its share of clusters.
+
+    Where clusters are a share of the rows, comparing all rows with all clusters takes time with the square of the rows;
+    this takes rows ** 1.5.
+    """
+    groups = _label_by_lloyd(points, round(n_clusters**0.5), starts=range(1), space=space, settings=settings)
+    sizes = np.bincount(groups)
+    labels, n_before = np.empty(len(points), np.int64), 0
+    for (_, rows), n_own in zip(cluster_members(groups, len(sizes)), share_out(n_clusters, sizes), strict=True):
+        if n_own:
+            found = _label_by_lloyd(points[rows], n_own, starts=range(1), space=space, settings=settings)
+            labels[rows], n_before = found + n_before, n_before + n_own
+    return labels
+
+
+def share_out(n_clusters: int, sizes: np.ndarray) -> list[int]:
+    """Clusters for each group of `sizes` [g] rows in proportion, one at least for any row, `n_clusters` in all.
+
+    There are no fewer rows than clusters, and no fewer clusters than groups with rows.
+    """
+    wanted = sizes / sizes.sum() * n_clusters
+    counts = np.minimum(np.maximum(np.floor(wanted), sizes > 0), sizes).astype(np.int64)
+    while (n_missing := n_clusters - int(counts.sum())) != 0:
+        step = 1 if n_missing > 0 else -1
+        may_change = np.flatnonzero(counts < sizes if step > 0 else counts > 1)
+        furthest = np.argsort(step * (counts - wanted)[may_change], kind="stable")
+        counts[may_change[furthest[: abs(n_missing)]]] += step
+    return [int(count) for count in counts]
+
+
+def _label_by_lloyd(
+    points: np.ndarray, n_clusters: int, *, starts: range, space: Space, settings: VectorSettings
+) -> np.ndarray:
+    from common.kmeans import assign
+
     runs = (_lloyd(points, n_clusters, start=start, space=space, settings=settings) for start in starts)
     return assign(points, min(runs, key=lambda run: run.inertia).centroids)[0]
 

@@ -6,6 +6,7 @@
 
 Rows without direction (nothing was extracted) are in no cluster. Time and memory are linear in the rows for a given
 number of clusters; `n_clusters: auto` lets that number grow with rows ** 0.6, from 63 for 1,000 to 1,000 for 100,000.
+Where rows times clusters are very many, neither k-means nor evidence compares all with all.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from llm_parts.clio.taxonomy import NOISE
 from llm_parts.clio.vector_settings import VectorSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 STABILITY_ROWS = 5000
 # Cosines of one block of centroids to all rows, float32: 64 MB.
 _BLOCK_ELEMENTS = 1 << 24
+# Rows times clusters up to which all rows are compared with all centroids.
+MAX_COMPARED = 1 << 25
+# Cells in which outsiders are sought at least, and how many rows there are to be for each one that is wanted.
+_LEAST_CELLS, _SOUGHT = 24, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,17 +127,47 @@ def members_and_outsiders(
 
     `vectors` [n, d] and `centroids` [k, d] are of unit length. Both lists go from near to far. Rows without a direction
     are neither. Members are drawn by seed and cluster, so that those of one cluster do not depend on other clusters.
+    Of very many rows and clusters outsiders are sought in the clusters nearest by, which finds nearly all of them.
     """
-    members = dict(cluster_members(labels, len(centroids)))
+    is_small = len(vectors) * len(centroids) <= MAX_COMPARED
+    find = _outsiders_among_all if is_small else _outsiders_nearby
     groups = []
+    for (cluster, own), outsiders in zip(
+        cluster_members(labels, len(centroids)), find(vectors, labels, centroids, n=n_outsiders, seed=seed), strict=True
+    ):
+        drawn = _draw(own, n_members, seed=(seed, cluster))
+        nearness = vectors[drawn] @ centroids[cluster]
+        groups.append((drawn[np.argsort(-nearness, kind="stable")], outsiders))
+    return groups
+
+
+def _outsiders_among_all(
+    vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarray, *, n: int, seed: int
+) -> Iterator[np.ndarray]:
+    """Row numbers of the `n` outsiders of each cluster that are nearest to its centroid: time with rows x clusters."""
+    members = dict(cluster_members(labels, len(centroids)))
     for first, cosines in _cosine_blocks(vectors, centroids):
         for cluster, row in enumerate(cosines, start=first):
-            own = members[cluster]
-            drawn = _draw(own, n_members, seed=(seed, cluster))
-            drawn = drawn[np.argsort(-row[drawn], kind="stable")]
-            row[own] = -np.inf
-            groups.append((drawn, _highest(row, n_outsiders)))
-    return groups
+            row[members[cluster]] = -np.inf
+            yield _highest(row, n)
+
+
+def _outsiders_nearby(
+    vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarray, *, n: int, seed: int
+) -> Iterator[np.ndarray]:
+    """The same among the outsiders in the nearest cells, of which so many are asked that few nearer ones are missed."""
+    from common.cells import label_cells
+
+    cells = label_cells(vectors, labels, random_state=seed)
+    is_directed: np.ndarray = vectors.any(axis=1)
+    for cluster, centroid in enumerate(centroids):
+        found: list[np.ndarray] = []
+        for rows in cells.nearest_first(centroid):
+            found.append(rows[(labels[rows] != cluster) & is_directed[rows]])
+            if len(found) >= _LEAST_CELLS and sum(map(len, found)) >= _SOUGHT * n:
+                break
+        sought = np.sort(np.concatenate(found))
+        yield sought[_highest(vectors[sought] @ centroid, n)]
 
 
 def nearest_members(vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarray, *, n: int) -> list[np.ndarray]:

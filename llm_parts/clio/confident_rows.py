@@ -17,6 +17,8 @@ from llm_parts.clio.vector_settings import SelfTrainingSettings
 
 # Clusters nearest to each that are never in a batch with it.
 N_RIVALS = 3
+# Clusters around each, one of which is the nearest other one of its rows.
+N_AROUND = 64
 
 
 def choose_held_out(texts: Sequence[str], *, share: float, seed: int) -> np.ndarray:
@@ -67,23 +69,28 @@ def rivals(centroids: np.ndarray, *, n: int = N_RIVALS) -> np.ndarray:
     near = np.zeros((k, k), bool)
     n = min(n, max(0, (k - 2) // 2))
     if n:
-        cosines = centroids @ centroids.T
-        np.fill_diagonal(cosines, -np.inf)
-        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :n]
-        near[np.arange(k)[:, None], nearest] = True
+        near[np.arange(k)[:, None], _nearest_clusters(centroids, n=n)] = True
     return near | near.T
 
 
 def _margins(vectors: np.ndarray, base: BaseClusters) -> np.ndarray:
-    """[n] float32: how much nearer a row is to its own centroid than to the nearest other; noise is -inf."""
+    """[n] float32: how much nearer a row is to its own centroid than to the nearest other; noise is -inf.
+
+    The nearest other is one of those around its own, so that time does not grow with rows times clusters.
+    """
     margins = np.full(len(vectors), -np.inf, np.float32)
-    clustered = np.flatnonzero(base.labels >= 0)
-    for rows in np.array_split(clustered, 1 + len(clustered) // 4096):
-        cosines = vectors[rows] @ base.centroids.T
-        own = cosines[np.arange(len(rows)), base.labels[rows]].copy()
-        cosines[np.arange(len(rows)), base.labels[rows]] = -1.0
-        margins[rows] = own - cosines.max(axis=1, initial=-1.0)
+    around = _nearest_clusters(base.centroids, n=N_AROUND)
+    for cluster, rows in cluster_members(base.labels, base.n_clusters):
+        others = vectors[rows] @ base.centroids[around[cluster]].T
+        margins[rows] = vectors[rows] @ base.centroids[cluster] - others.max(axis=1, initial=-1.0)
     return margins
+
+
+def _nearest_clusters(centroids: np.ndarray, *, n: int) -> np.ndarray:
+    """The `n` clusters nearest to each, or all others where there are fewer: [k, n], nearest first."""
+    cosines = centroids @ centroids.T
+    np.fill_diagonal(cosines, -np.inf)
+    return np.argsort(-cosines, axis=1, kind="stable")[:, : max(0, min(n, len(centroids) - 1))]
 
 
 def _thinned(groups: dict[int, np.ndarray], *, max_rows: int, seed: int) -> dict[int, np.ndarray]:

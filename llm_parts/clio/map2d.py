@@ -15,8 +15,8 @@ _SPREAD, _GOLDEN_ANGLE = 0.001, np.pi * (3 - 5**0.5)
 def place_on_map(vectors: np.ndarray, *, seed: int) -> np.ndarray:
     """Place unit vectors [n, d] on a map, [n, 2] float32; equal seeds give equal maps.
 
-    Up to 50,000 rows neighbours are exact, above they are found by descent, so that time is all but linear. Fewer than
-    five rows that differ are laid out by their two main directions; equal rows lie side by side. Rows without a
+    Up to 10,000 rows neighbours are exact, above they are sought in cells, so that time is well below the square of the
+    rows. Fewer than five rows that differ are laid out by their two main directions; equal rows lie side by side. Rows without a
     direction (nothing was extracted) lie below the others in one place.
 
     Raises UserError for values that are not finite.

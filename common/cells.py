@@ -1,0 +1,200 @@
+"""Rows cut into cells of like rows, so that what lies near a row or near a point is sought in few of them.
+
+    neighbors = cell_neighbors(vectors, 14, random_state=7)    # nearly all that exact_neighbors finds
+    cells = cut_into_cells(points, random_state=7)
+    for rows in cells.nearest_first(point): ...                # row numbers, cell by cell
+
+There are about 4 sqrt(n) cells of at most sqrt(n) rows, and a search looks into a bounded number of them: n ** 1.5
+products in all, where comparing all pairs takes n ** 2.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.grouping import cluster_sums
+from common.neighbors import (
+    MARGIN,
+    NeighborMetric,
+    Neighbors,
+    Tile,
+    check_count,
+    offer_tiles,
+    prepare_points,
+    rank_candidates,
+    score_factors,
+)
+
+log = logging.getLogger(__name__)
+
+# Cells are so many times the root of the rows, and hold at most so many times the mean.
+_CELLS_PER_ROOT, _MOST_OF_MEAN = 4, 4
+# Rows a cell by which the cells are found, and passes over them: cells need not be the best clusters.
+_SAMPLED_PER_CELL, _N_PASSES = 16, 3
+# Cells that a search looks into at first, and at most.
+_FIRST_CELLS, _MOST_CELLS = 8, 128
+# Share of the true neighbours that are to be found, and the rows by which it is measured.
+_RECALL, _N_ASKED = 0.98, 256
+# What float32 products of the same rows differ by.
+_ROUNDING = 1e-5
+# Products of the asked rows with others that are held at once, float32: 16 MB.
+_BLOCK_ELEMENTS = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Cells:
+    """Rows [n] in cells, none of which is empty or holds more than four times the mean."""
+
+    order: np.ndarray  # [n] int64, row numbers, cell by cell
+    bounds: np.ndarray  # [c + 1] int64, where each cell begins and ends in `order`
+    means: np.ndarray  # [c, d] float32
+
+    def __len__(self) -> int:
+        return len(self.means)
+
+    def nearest_first(self, point: np.ndarray) -> Iterator[np.ndarray]:
+        """Row numbers of each cell, that whose rows have the highest mean product with a point [d] first."""
+        for cell in np.argsort(-(self.means @ point), kind="stable").tolist():
+            yield self.order[self.bounds[cell] : self.bounds[cell + 1]]
+
+
+def cut_into_cells(points: np.ndarray, *, random_state: int = 0) -> Cells:
+    """Cut rows [n, d] into cells by a few passes of k-means over a sample; n ** 1.5 time.
+
+    What k-means cannot part, such as equal rows, is cut by row number where a cell would be too large.
+    """
+    from common.kmeans import assign, train_lloyd
+
+    n_cells = max(1, min(len(points), round(_CELLS_PER_ROOT * len(points) ** 0.5)))
+    rng = np.random.default_rng(random_state)
+    sample = points[np.sort(rng.permutation(len(points))[: _SAMPLED_PER_CELL * n_cells])]
+    found = train_lloyd(
+        lambda: [sample], n_clusters=n_cells, max_epochs=_N_PASSES, init="random", random_state=random_state
+    )
+    labels = assign(points, found.centroids)[0]
+    return _gather(points, labels, most=-(-_MOST_OF_MEAN * len(points) // n_cells))
+
+
+def label_cells(points: np.ndarray, labels: np.ndarray, *, random_state: int = 0) -> Cells:
+    """Take clusters of rows [n, d] as their cells: `labels` [n] integers.
+
+    The rows of clusters of more than four times the mean, and those with a negative label, are cut anew.
+    """
+    sizes = np.bincount(labels[labels >= 0])
+    is_cell = np.append(sizes <= _MOST_OF_MEAN * len(labels) / max(len(sizes), 1), False)  # -1 takes the last
+    codes = np.array(labels, np.int64)
+    others = np.flatnonzero(~is_cell[np.maximum(labels, -1)])
+    if len(others):
+        cut = cut_into_cells(points[others], random_state=random_state)
+        codes[others[cut.order]] = len(sizes) + np.repeat(np.arange(len(cut)), np.diff(cut.bounds))
+    return _gather(points, codes, most=len(points))
+
+
+def cell_neighbors(
+    vectors: np.ndarray, k: int, *, metric: NeighborMetric = "cosine", random_state: int = 0
+) -> Neighbors:
+    """Return the `k` nearest other rows of every row [n, d] among the rows of the cells near its own.
+
+    Distances and their order are those of `exact_neighbors`; some of the rows may be others. How many are right is
+    measured on 256 rows: where it is less than 98%, more cells are searched, up to 128; the share is logged, and less
+    is a warning. Raises UserError as `exact_neighbors` does.
+    """
+    check_count(k, n_rows=len(vectors))
+    points = prepare_points(vectors, metric)
+    cells = cut_into_cells(points, random_state=random_state)
+    search = _Search(points[cells.order], k, metric=metric, cells=cells, random_state=random_state)
+    places = search.run()  # [n, m] of rows that stand in the order of the cells
+    candidates = np.empty_like(places)
+    candidates[cells.order] = cells.order[places]
+    return rank_candidates(points, candidates, k, metric)
+
+
+class _Search:
+    """The search of one graph; its rows stand in the order of the cells, so that each cell is a part of them."""
+
+    def __init__(self, points: np.ndarray, k: int, *, metric: NeighborMetric, cells: Cells, random_state: int) -> None:
+        self._factors = score_factors(points, metric)
+        self._n, self._k = len(points), k
+        self._parts = [slice(*ends) for ends in zip(cells.bounds[:-1].tolist(), cells.bounds[1:].tolist(), strict=True)]
+        self._ranks = _ranks(cells.means)
+        self._least_cells = _cells_with_rows(self._ranks, np.diff(cells.bounds), n_rows=self._n_candidates + 1)
+        rng = np.random.default_rng((random_state, 1))
+        self._asked = np.sort(rng.permutation(self._n)[:_N_ASKED])
+
+    @property
+    def _n_candidates(self) -> int:
+        return min(self._k + MARGIN, self._n - 1)
+
+    def run(self) -> np.ndarray:
+        """Places [n, k + margin] of the nearest that were found."""
+        from common.best_scores import empty_best
+
+        ids, scores = empty_best(self._n, self._n_candidates)
+        least = self._true_scores()
+        is_done = np.zeros(self._ranks.shape, bool)
+        n_cells = _FIRST_CELLS
+        while True:
+            is_near = self._ranks < np.maximum(n_cells, self._least_cells)[:, None]
+            is_near |= is_near.T
+            offer_tiles(self._tiles(is_near & ~is_done), *self._factors, ids, scores)
+            is_done = is_near
+            recall = float((scores[self._asked, : self._k] >= least[:, None] - _ROUNDING).mean())
+            if recall >= _RECALL or n_cells >= min(_MOST_CELLS, len(is_near)):
+                break
+            n_cells *= 2
+        self._log(recall, n_cells)
+        return ids
+
+    def _tiles(self, pairs: np.ndarray) -> list[Tile]:
+        """The parts of each pair of cells, [c, c] bool and symmetric, once."""
+        return [(self._parts[one], self._parts[other]) for one, other in np.argwhere(np.triu(pairs)).tolist()]
+
+    def _true_scores(self) -> np.ndarray:
+        """The score of the true k-th neighbour of each row that is asked, [a] float32: by comparing it to all rows."""
+        left, right = self._factors
+        step = max(1, _BLOCK_ELEMENTS // self._n)
+        least = []
+        for start in range(0, len(self._asked), step):
+            asked = self._asked[start : start + step]
+            scores = left[asked] @ right.T
+            scores[np.arange(len(asked)), asked] = -np.inf
+            least.append(np.partition(scores, self._n - self._k, axis=1)[:, self._n - self._k])
+        return np.concatenate(least)
+
+    def _log(self, recall: float, n_cells: int) -> None:
+        level = logging.INFO if recall >= _RECALL else logging.WARNING
+        n_searched = min(n_cells, len(self._parts))
+        log.log(level, "neighbours: %.1f%% found, in %d of %d cells", 100 * recall, n_searched, len(self._parts))
+
+
+def _gather(points: np.ndarray, labels: np.ndarray, *, most: int) -> Cells:
+    """The cells of one label and at most `most` rows each; labels [n] are not negative."""
+    order = np.argsort(labels, kind="stable")
+    ranks = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])  # within the label
+    bounds = np.append(np.flatnonzero(ranks % most == 0), len(labels))
+    sizes = np.diff(bounds)
+    codes = np.empty(len(labels), np.int64)
+    codes[order] = np.repeat(np.arange(len(sizes)), sizes)
+    return Cells(order, bounds, (cluster_sums(points, codes, len(sizes)) / sizes[:, None]).astype(np.float32))
+
+
+def _ranks(means: np.ndarray) -> np.ndarray:
+    """How near each cell [c] is to each other one, [c, c] int32: 0 for itself, 1 for the nearest."""
+    left, right = score_factors(means, "euclidean")
+    scores = left @ right.T
+    np.fill_diagonal(scores, np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")
+    ranks = np.empty(order.shape, np.int32)
+    np.put_along_axis(ranks, order, np.arange(len(means), dtype=np.int32)[None], axis=1)
+    return ranks
+
+
+def _cells_with_rows(ranks: np.ndarray, sizes: np.ndarray, *, n_rows: int) -> np.ndarray:
+    """How many of its nearest cells each cell [c] needs, itself the first, to find so many rows: [c] int64."""
+    near = np.argsort(ranks, axis=1, kind="stable")
+    found = np.cumsum(sizes[near], axis=1)
+    return (found < n_rows).sum(axis=1) + 1
