@@ -1,6 +1,7 @@
 """What Clio's vectors cost on 100,000 facets, and how good its base clusters are on Banking77, beside k-means.
 
     python benchmarks/clio.py --only size --rows 25000 100000 --folder runs/bench-clio
+    python benchmarks/clio.py --only growth --rows 25000 50000 100000 200000 --folder runs/bench-clio
     python benchmarks/clio.py --only settings                 # UMAP's settings, on parts of the train split
     python benchmarks/clio.py --only banking77                # ACC and NMI against scikit-learn's k-means
     python benchmarks/clio.py --only banking77 --self-training
@@ -8,10 +9,13 @@
 Sizes are measured on made-up facets, all of them different: they are embedded by the default model, clustered with the
 default settings, members and outsiders are gathered for names, and all are placed on the map, by the steps of a run and
 in one process, whose time and memory are told after each step. A run that was ended goes on in the same --folder; what
-was taken from there is told as such, and is not measured. Banking77's test part is read as dialogues of one turn whose
-only facet is the request itself: no model is asked anything. The defaults of UMAP are held against others on samples of
-the train split, so that the test part has no say in them. Needs banking77_test.parquet and banking77_train.parquet in
-CLUSTERING_DATA_DIR (default ../shared/data).
+was taken from there is told as such, and is not measured. Growth is that of the steps behind the embedding, which takes
+each facet by itself: the same facets are given vectors at once, each the mean of its tokens' vectors in the first layer
+of the default model. Sizes that an earlier run left in --folder are taken from there, and told as such.
+
+Banking77's test part is read as dialogues of one turn whose only facet is the request itself: no model is asked
+anything. The defaults of UMAP are held against others on samples of the train split, so that the test part has no say
+in them. Needs banking77_test.parquet and banking77_train.parquet in CLUSTERING_DATA_DIR (default ../shared/data).
 """
 
 from __future__ import annotations
@@ -33,7 +37,7 @@ import numpy as np
 
 from benchmarks.machine import describe_machine, load_average, machine_lines
 from benchmarks.measure import Cost, Side, limit_threads, peak_mib, run_side
-from common.commit import Identity
+from common.commit import Identity, write_json
 from llm_parts.clio.vector_settings import VectorSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +45,7 @@ DATA_DIR = Path(os.environ.get("CLUSTERING_DATA_DIR", ROOT.parent / "shared" / "
 LIMIT_MIB = 4096
 SEEDS = tuple(range(10))
 TRAIN_PARTS, TRAIN_SEEDS = 2, (0, 1, 2)
+WARM_UP_ROWS = 12_000  # as many as take the ways of very many
 UMAP_SETTINGS = ((10, 5), (15, 5), (15, 10), (15, 15), (30, 5))  # n_neighbors, n_components
 KMEANS_REACH, UMAP_REACH = (0.62, 0.79), (0.69, 0.835)  # ACC and NMI
 Result = dict[str, Any]
@@ -92,6 +97,44 @@ def facets_to_map(*, n_rows: int, folder: str) -> Callable[[], Result]:
     return work
 
 
+def growth(*, n_rows: int) -> Callable[[], Result]:
+    """The steps of a run on given vectors, after a small run that loads and compiles what they need."""
+    vectors = vectors_of_words(made_up_facets(n_rows))
+    steps_on_vectors(vectors[: min(n_rows, WARM_UP_ROWS)], watch=StepWatch())
+    return lambda: steps_on_vectors(vectors, watch=StepWatch())
+
+
+def steps_on_vectors(vectors: np.ndarray, *, watch: StepWatch) -> Result:
+    """Cluster, gather evidence, merge and map."""
+    from llm_parts.clio.base_clusters import cluster_vectors, members_and_outsiders
+    from llm_parts.clio.levels import cut, link
+    from llm_parts.clio.map2d import place_on_map
+
+    base = cluster_vectors(vectors, settings=VectorSettings(), seed=0)
+    watch.lap("cluster", was_kept=False)
+    members_and_outsiders(vectors, base.labels, base.centroids, n_members=50, n_outsiders=50, seed=0)
+    watch.lap("evidence", was_kept=False)
+    cut(link(base.centroids), 10)
+    watch.lap("linkage", was_kept=False)
+    place_on_map(vectors, seed=0)
+    watch.lap("map", was_kept=False)
+    return {"steps": watch.laps, "n_clusters": base.n_clusters}
+
+
+def vectors_of_words(texts: list[str]) -> np.ndarray:
+    """Unit vectors [n, 384] float32 of texts: the mean of their tokens' vectors in the first layer of the model."""
+    from common.encoder import load_encoder
+    from common.kmeans import unit_rows
+
+    encoder = load_encoder(VectorSettings().embedding.sentence_model)
+    words = encoder.model.get_input_embeddings().weight.detach().numpy()
+    vectors = np.empty((len(texts), words.shape[1]), np.float32)
+    for start in range(0, len(texts), 4096):
+        tokens = encoder.tokenizer(texts[start : start + 4096], add_special_tokens=False)["input_ids"]
+        vectors[start : start + len(tokens)] = [words[ids].mean(axis=0) for ids in tokens]
+    return unit_rows(vectors)
+
+
 class StepWatch:
     """Tells what each step took, as soon as it is over."""
 
@@ -103,8 +146,8 @@ class StepWatch:
         """End a step; `was_kept`: an earlier run left its result, or a part of it."""
         wall, cpu = time.perf_counter(), time.process_time()
         self.laps[name] = {
-            "wall_s": round(wall - self._wall, 1),
-            "cpu_s": round(cpu - self._cpu, 1),
+            "wall_s": round(wall - self._wall, 2),
+            "cpu_s": round(cpu - self._cpu, 2),
             "peak_mib": round(peak_mib()),
             "was_kept": was_kept,
         }
@@ -230,15 +273,17 @@ def size_lines(n_rows: int, cost: Cost) -> list[str]:
 
 
 def growth_lines(sizes: list[Result]) -> list[str]:
-    """By which power of the rows the processor time of each step grows, from the smallest to the largest size."""
-    few, many = sizes[0], sizes[-1]
-    ratio = many["rows"] / few["rows"]
-    lines = []
-    for name, lap in many["steps"].items():
-        before = few["steps"][name]
-        if ratio > 1 and before["cpu_s"] > 0 and not (lap["was_kept"] or before["was_kept"]):
-            power = np.log(lap["cpu_s"] / before["cpu_s"]) / np.log(ratio)
-            lines.append(f"  {name:9} grows with rows ** {power:.2f} (2 would be quadratic)")
+    """By which power of the rows the processor time of each step grows, from each size to the next."""
+    rows = [f"{size['rows']:,}" for size in sizes]
+    lines = [f"growth with rows ** power by step, {' to '.join(rows)}"]
+    for name in sizes[-1]["steps"]:
+        times = [size["steps"][name] for size in sizes]
+        if len(sizes) > 1 and all(lap["cpu_s"] > 0 and not lap["was_kept"] for lap in times):
+            powers = np.diff(np.log([lap["cpu_s"] for lap in times])) / np.diff(
+                np.log([size["rows"] for size in sizes])
+            )
+            seconds = ", ".join(f"{lap['cpu_s']:.2f}" for lap in times)
+            lines.append(f"  {name:9} {', '.join(f'{power:.2f}' for power in powers)}   (processor seconds {seconds})")
     return lines
 
 
@@ -271,7 +316,7 @@ def banking_lines(result: Result) -> list[str]:
 def main() -> None:
     """Run what was asked for, print it, and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("size", "settings", "banking77"), default=None)
+    parser.add_argument("--only", choices=("size", "growth", "settings", "banking77"), default=None)
     parser.add_argument("--rows", type=int, nargs="+", default=[25_000, 100_000])
     parser.add_argument("--folder", type=Path, help="where steps are kept, so that a run may go on; default: nowhere")
     parser.add_argument("--self-training", action="store_true")
@@ -285,6 +330,8 @@ def main() -> None:
     if arguments.only in (None, "size"):
         with tempfile.TemporaryDirectory() as nowhere:
             results["sizes"] = measure_sizes(sorted(arguments.rows), arguments.folder or Path(nowhere))
+    if arguments.only == "growth":
+        results["growth"] = measure_growth(sorted(arguments.rows), arguments.folder)
     if arguments.only in (None, "settings"):
         results["umap_settings"] = run_side(Side("benchmarks.clio:umap_settings")).result
         say("\n".join(settings_lines(results["umap_settings"])))
@@ -303,6 +350,24 @@ def measure_sizes(rows: list[int], folder: Path) -> list[Result]:
         cost = run_side(Side("benchmarks.clio:facets_to_map", {"n_rows": n_rows, "folder": str(folder)}))
         sizes.append({"rows": n_rows, "peak_mib": cost.peak_mib, "cpu_s": cost.cpu_s, **cost.result})
         say("\n".join(size_lines(n_rows, cost)))
+    say("\n".join(growth_lines(sizes)))
+    return sizes
+
+
+def measure_growth(rows: list[int], folder: Path | None) -> list[Result]:
+    """Each number of rows in a process of its own, but for those that an earlier run left in the folder."""
+    sizes = []
+    for n_rows in rows:
+        kept = folder / f"growth-{n_rows}.json" if folder else None
+        if kept and kept.exists():
+            sizes.append(json.loads(kept.read_text(encoding="utf-8")))
+            say(f"{n_rows:,} facets: measured before, {kept}")
+            continue
+        cost = run_side(Side("benchmarks.clio:growth", {"n_rows": n_rows}))
+        sizes.append({"rows": n_rows, "peak_mib": cost.peak_mib, "cpu_s": cost.cpu_s, **cost.result})
+        say("\n".join(size_lines(n_rows, cost)))
+        if kept:
+            write_json(kept, sizes[-1])
     say("\n".join(growth_lines(sizes)))
     return sizes
 
