@@ -16,8 +16,8 @@ def place_on_map(vectors: np.ndarray, *, seed: int) -> np.ndarray:
     """Place unit vectors [n, d] on a map, [n, 2] float32; equal seeds give equal maps.
 
     Up to 10,000 rows neighbours are exact, above they are sought in cells, so that time is well below the square of the
-    rows. Fewer than five rows that differ are laid out by their two main directions; equal rows lie side by side. Rows without a
-    direction (nothing was extracted) lie below the others in one place.
+    rows. Fewer than five rows that differ are laid out by their two main directions; equal rows lie side by side. Rows
+    without a direction (nothing was extracted) lie below the others in one place.
 
     Raises UserError for values that are not finite.
     """
