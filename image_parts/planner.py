@@ -50,16 +50,17 @@ def plan_files(
         yolo.find_label(record.path, annotations=annotations) if annotations.enabled else yolo.Label(None, "missing")
         for record in records
     ]
+    n_orphans = 0
+    if annotations.enabled:  # before the plan is made, which takes as much memory again
+        paths = _ImagePaths(clustered.records, other_images)
+        n_orphans = len(yolo.find_orphans(paths, found, annotations=annotations))
     planner = _Planner(input_dir, output_dir, mode, annotations, _shared_labels(found))
     planner.add_images(records, clustered.labels[rows], found)
     counts = yolo.LabelCounts()
     if annotations.enabled:
-        clustered_paths = _ImagePaths(clustered.records)
-        carried = yolo.find_carried(clustered_paths, input_dir=input_dir, annotations=annotations)
+        carried = yolo.find_carried(_ImagePaths(clustered.records), input_dir=input_dir, annotations=annotations)
         planner.add_class_lists(carried)
-        all_paths = _ImagePaths(clustered.records, other_images)
-        orphans = yolo.find_orphans(all_paths, found, annotations=annotations)
-        counts = planner.count_labels(found, n_orphans=len(orphans))
+        counts = planner.count_labels(found, n_orphans=n_orphans)
     return Plan(
         mode=mode,
         input_dir=os.fspath(input_dir),
