@@ -230,7 +230,6 @@ def _sort_files(
     if not yes and not can_ask():
         log.info("no terminal to ask on and no --yes: no file was touched")
         return {"stage": "none", "reason": "no terminal and no --yes"}
-    return_freed_memory()
     verb = {"copy": "Copy", "move": "Move", "hardlink": "Hard-link", "symlink": "Link"}[settings.mode]
     if not yes and not ask(f"{verb} {len(outcome.clustered.records):,} images into cluster folders in {output_dir}?"):
         log.info("no file was touched")

@@ -34,8 +34,6 @@ SelectionMethod = Literal["eom", "leaf"]
 
 # Up to here an exact neighbour graph is as quick as an approximate one, which also takes seconds to compile.
 EXACT_GRAPH_MAX_ROWS = 50_000
-# Up to here the package takes a k-d tree by Boruvka's algorithm.
-_MAX_BORUVKA_DIMENSIONS = 60
 # cuML refuses more.
 _CUML_MAX_MIN_SAMPLES = 1023
 
@@ -185,18 +183,14 @@ def single_linkage_tree(vectors: np.ndarray, *, min_samples: int) -> LinkageTree
     n = len(vectors)
     if n < 2:
         return LinkageTree(np.zeros((0, 4)), n)
-    points, min_samples = vectors.astype(np.float64), min(min_samples, n - 1)
-    # One job: its processes cost more than they save here, and must not be started inside a worker.
-    if points.shape[1] <= _MAX_BORUVKA_DIMENSIONS:
-        # What the package does in so few dimensions, without the flat clustering that it makes of the tree besides:
-        # that is a list of Python objects, of more memory than the tree.
-        from hdbscan.hdbscan_ import _hdbscan_boruvka_kdtree
-
-        merges, _ = _hdbscan_boruvka_kdtree(points, min_samples, metric="euclidean", core_dist_n_jobs=1)
-        return LinkageTree(merges, n)
     import hdbscan
 
-    parts = hdbscan.hdbscan(points, min_cluster_size=n, min_samples=min_samples, metric="euclidean", core_dist_n_jobs=1)
+    # The package's function for everything; the flat clustering that it also makes costs little beside the tree, and
+    # nothing at the peak of memory. One job: its processes cost more than they save here, and must not be started
+    # inside a worker.
+    parts = hdbscan.hdbscan(
+        vectors.astype(np.float64), min_cluster_size=n, min_samples=min_samples, metric="euclidean", core_dist_n_jobs=1
+    )
     return LinkageTree(parts[4], n)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.grouping import cluster_members
+from common.mapped import return_freed_memory
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -108,6 +109,8 @@ def lay_out(
     _drop_weak_edges(graph, n_epochs)
     random = check_random_state(random_state)
     first = _first_places(graph, vectors, n_components, random, metric=metric, start=start, share=share)
+    if n > _FEW_ROWS:
+        return_freed_memory()  # of the graph's making and of the eigenvectors, which is as much as comes now
     a, b = find_ab_params(1.0, min_dist)
     samples = make_epochs_per_sample(graph.data, n_epochs)
     heads, tails = np.repeat(np.arange(n, dtype=np.int32), np.diff(graph.indptr)), graph.indices

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.commit import atomic_file, write_bytes
+from common.mapped import return_freed_memory
 from common.neighbors import Neighbors
 from common.progress import Stopwatch
 from image_parts.features import Features
@@ -59,6 +60,7 @@ def write_exports(
         write_fiftyone(clustered, path=folder / FIFTYONE_NAME)
     if settings.exports.tensorboard:
         write_projector(clustered, rows=features.rows, pca=pca, settings=settings, folder=folder / PROJECTOR_DIR)
+    return_freed_memory()
     if any(settings.exports.model_dump().values()):
         log.info("exports: %s, %.1f s", folder, watch.seconds)
 

@@ -271,9 +271,9 @@ def cluster_features(
     watch = Stopwatch()
     check_enough_images(len(features.vectors), settings)
     reduced = reduce_features(features.vectors, settings.reduction, backend=backend)
+    return_freed_memory()
     log.info("reduction: %d x %d -> %d -> %d dimensions, %.1f s", *features.vectors.shape, reduced.pca.shape[1],
              reduced.embedding.shape[1], watch.seconds)  # fmt: skip
-    return_freed_memory()
     watch = Stopwatch()
     assignment = number_by_size(find_clusters(reduced.embedding, settings.clustering, backend=backend), features.rows)
     n_noise = int((assignment.raw_labels == NOISE).sum())
