@@ -6,7 +6,7 @@ transformers would set weights that are missing at random and go on; here those 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,7 +45,8 @@ def load_model(
     chosen = pooling or (read_pooling(resolved) if settings.pooling == "auto" else settings.pooling)
     torch.manual_seed(settings.training.seed)
     found = _find_head(resolved, classes, pooling=chosen)
-    network = _load_network(resolved, classes, settings.training.attention_implementation, chosen)
+    choices = _attention_choices(settings.training.attention_implementation, device=device, dtype=dtype)
+    network = _load_network(resolved, classes, choices, chosen)
     head = _make_head(network.config, found, n_classes=len(classes))
     tokenizer = load_tokenizer(resolve_model(tokenizer_source or source))
     max_length = _longest(settings.training.max_seq_length, network, tokenizer)
@@ -96,14 +97,14 @@ def _load_config(resolved: str) -> Any:
         raise UserError(f"model {resolved} cannot be loaded ({_one_line(problem)}); check model_name") from None
 
 
-def _load_network(resolved: str, classes: Sequence[str], attention: str, pooling: str) -> Any:
+def _load_network(resolved: str, classes: Sequence[str], attentions: Sequence[str], pooling: str) -> Any:
     config = _load_config(resolved)
     config.id2label = dict(enumerate(classes))
     config.label2id = {name: index for index, name in enumerate(classes)}
     config.problem_type = "single_label_classification"
     if hasattr(config, "classifier_pooling") and pooling in ("cls", "mean"):
         config.classifier_pooling = pooling  # the architectures whose own head can pool by the mean
-    network, missing = _from_pretrained(resolved, config, attention)
+    network, missing = _from_pretrained(resolved, config, attentions)
     prefix = f"{network.base_model_prefix}."
     lacking = [name for name in missing if name.startswith(prefix) and ("pooler" not in name or pooling == "pooler")]
     if lacking:
@@ -114,7 +115,7 @@ def _load_network(resolved: str, classes: Sequence[str], attention: str, pooling
     return network
 
 
-def _from_pretrained(resolved: str, config: Any, attention: str) -> tuple[Any, list[str]]:
+def _from_pretrained(resolved: str, config: Any, attentions: Sequence[str]) -> tuple[Any, list[str]]:
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging as transformers_logging
 
@@ -122,7 +123,7 @@ def _from_pretrained(resolved: str, config: Any, attention: str) -> tuple[Any, l
     transformers_logging.set_verbosity_error()  # the table of new weights is read below, not by eyes
     transformers_logging.disable_progress_bar()
     try:
-        for choice in _attention_choices(attention):
+        for choice in attentions:
             try:
                 network, info = AutoModelForSequenceClassification.from_pretrained(
                     resolved,
@@ -144,9 +145,18 @@ def _from_pretrained(resolved: str, config: Any, attention: str) -> tuple[Any, l
     raise UserError(f"model {resolved} runs with no attention that is known; set attention_implementation: eager")
 
 
-def _attention_choices(asked: str) -> Iterator[str]:
-    yield asked
-    yield from (choice for choice in ("sdpa", "eager") if choice != asked)
+def _attention_choices(asked: str, *, device: str, dtype: str) -> list[str]:
+    """What to try, in order: what is asked for, unless it is known to load and then fail in training."""
+    others = [choice for choice in ("sdpa", "eager") if choice != asked]
+    reason = None
+    if asked == "flex_attention" and not device.startswith("cuda"):
+        reason = "torch has its backward pass for CUDA alone"
+    elif asked.startswith("flash_attention") and dtype == "float32":
+        reason = "it needs mixed_precision bf16 or fp16"
+    if reason is None:
+        return [asked, *others]
+    log.warning("attention %s cannot run here (%s); %s is used", asked, reason, others[0])
+    return others
 
 
 def _longest(asked: int, network: Any, tokenizer: Any) -> int:

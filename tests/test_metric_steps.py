@@ -1,5 +1,6 @@
 """Gradients of an optimizer step: accumulation, the gradient cache, and two processes for one."""
 
+import json
 import os
 import socket
 import subprocess
@@ -22,9 +23,11 @@ from metric_parts.windows import LoadedBatch, Window
 from tests.tiny_encoder import still_encoder, tiny_encoder, training_rows, write_rows  # noqa: F401  fixtures
 
 
-def make_settings(model, rows_path, **training):
+def make_settings(model, rows_path, *, out="unused", **training):
     values = {
         "model_name": str(model),
+        "curves": False,
+        "checkpointing": {"checkpoints_dir": str(out)},
         "data": {"parquet_path": str(rows_path), "val_ratio": 0},
         "training": {"batch_size": 8, "max_seq_length": 32, **training},
     }
@@ -161,9 +164,10 @@ PROGRAM = """
 import os, sys, torch
 torch.set_num_threads(1)
 from transformers import AutoModelForSequenceClassification, BertForSequenceClassification  # once, for both processes
+import train_metric_classifier
 from tests.test_metric_steps import gradient, load, make_settings, two_sets
 from metric_parts.corpus import load_corpus
-from metric_parts.parallel import join_processes, leave_processes
+from metric_parts.parallel import join_processes
 from metric_parts.session import open_session
 child = os.fork()
 os.environ["RANK"] = "0" if child else "1"
@@ -174,27 +178,55 @@ window = two_sets()
 gradients = gradient(session, window)
 vectors = session.stepper.backward(window, load(session, window), number=0).vectors
 saved = {"gradients": gradients, "vectors": [torch.from_numpy(v) for v in vectors]}
-torch.save(saved, sys.argv[3] + f".{processes.rank}")
-leave_processes()
-sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0)
+torch.save(saved, sys.argv[3] + f"/gradients.{processes.rank}")
+train_metric_classifier.run(make_settings(*sys.argv[1:3], out=sys.argv[3] + "/two", num_epochs=2))  # leaves at its end
+if not child:
+    os._exit(0)  # how torch takes itself down is not the question here
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def test_two_processes_give_the_gradients_of_one(still_encoder, rows_path, tmp_path):  # noqa: F811
+@pytest.fixture(scope="module")
+def two_processes(still_encoder, rows_path, tmp_path_factory):  # noqa: F811
+    """The folder with what two processes made: the gradients of a window, and a whole run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    out = str(tmp_path / "gradients")
+    out = tmp_path_factory.mktemp("two_processes")
     both = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": "."}
-    command = [sys.executable, "-c", PROGRAM, str(still_encoder), str(rows_path), out]
+    command = [sys.executable, "-c", PROGRAM, str(still_encoder), str(rows_path), str(out)]
     environment = {**os.environ, **both, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_two_processes_train_the_model_of_one(two_processes, still_encoder, rows_path, tmp_path):  # noqa: F811
+    import train_metric_classifier
+
+    train_metric_classifier.run(make_settings(still_encoder, rows_path, out=tmp_path / "one", num_epochs=2))
+    (moments, lines), (shared_moments, shared_lines) = map(trained, (tmp_path / "one", two_processes / "two"))
+    assert moments.keys() == shared_moments.keys() and len(lines) == len(shared_lines) == 2
+    assert all(torch.allclose(moments[key], shared_moments[key], atol=1e-4) for key in moments)
+    for ours, theirs in zip(lines, shared_lines, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3)
+    assert lines[0]["train/loss"] != pytest.approx(lines[1]["train/loss"], rel=1e-3)  # the control
+
+
+def trained(folder):
+    """The means of the gradients over a run, by parameter, and the lines of its record."""
+    checkpoint = sorted(folder.glob("step-*"))[-1]
+    state = torch.load(checkpoint / "optimizer.pt", weights_only=True)["optimizer"]["state"]
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return {key: values["exp_avg"] for key, values in state.items()}, [json.loads(line) for line in lines]
+
+
+def test_two_processes_give_the_gradients_of_one(two_processes, still_encoder, rows_path):  # noqa: F811
     session, window = open_tiny(still_encoder, rows_path), two_sets()
     alone = gradient(session, window)
     vectors = session.stepper.backward(window, load(session, window), number=0).vectors
     for rank in (0, 1):
-        shared = torch.load(f"{out}.{rank}")
+        shared = torch.load(two_processes / f"gradients.{rank}")
         assert_equal(shared["gradients"], alone)
         assert all(np.allclose(a.numpy(), b, atol=1e-6) for a, b in zip(shared["vectors"], vectors, strict=True))
     # The control: what one of the two has of the batches gives another gradient, also when it is doubled.
@@ -256,8 +288,24 @@ def test_a_loss_that_stays_not_finite_ends_the_run(still_encoder, rows_path, mon
         session.stepper.step(window, load(session, window), number=19)
 
 
-def test_an_attention_that_cannot_run_falls_back_with_a_word(still_encoder, rows_path, caplog):  # noqa: F811
-    settings = make_settings(still_encoder, rows_path, attention_implementation="flash_attention_2")
-    model = load_model(str(still_encoder), settings=settings, classes=["a", "b"], device="cpu")
-    assert model.network.config._attn_implementation == "sdpa"
-    assert "attention flash_attention_2 cannot run here" in caplog.text
+@pytest.mark.parametrize(
+    ("asked", "precision", "reason"),
+    [
+        ("flash_attention_2", "no", "it needs mixed_precision bf16 or fp16"),
+        ("flash_attention_2", "bf16", ""),  # as transformers says it
+        ("flex_attention", "no", "torch has its backward pass for CUDA alone"),
+    ],
+)
+def test_an_attention_that_cannot_run_falls_back_with_a_word(
+    still_encoder,  # noqa: F811
+    rows_path,
+    caplog,
+    asked,
+    precision,
+    reason,
+):
+    session = open_tiny(still_encoder, rows_path, attention_implementation=asked, mixed_precision=precision)
+    assert session.model.network.config._attn_implementation == "sdpa"
+    assert f"attention {asked} cannot run here ({reason}" in caplog.text
+    window = Window([[ROWS[:8]]])
+    assert np.isfinite(session.stepper.step(window, load(session, window), number=0).metrics["loss"])
