@@ -284,6 +284,7 @@ def test_a_coarse_codebook_is_told():
     assert len(codebook_warnings(n_names=12, n_labels=151, placements=tied)) == 2
     assert codebook_warnings(n_names=100, n_labels=151, placements=Verdicts("placements", {"j": ["a"]})) == []
     assert codebook_warnings(n_names=1, n_labels=None, placements=None) == []
+    assert codebook_warnings(n_names=0, n_labels=3, placements=None) == []
 
 
 # --- the folder of a run ---------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def _outsiders_nearby(
     from common.cells import label_cells
 
     cells = label_cells(vectors, labels, random_state=seed)
-    is_directed: np.ndarray = vectors.any(axis=1)
+    is_directed = np.asarray(vectors.any(axis=1))
     for cluster, centroid in enumerate(centroids):
         found: list[np.ndarray] = []
         for rows in cells.nearest_first(centroid):

@@ -244,9 +244,12 @@ def mean_interval(scores: Sequence[float]) -> tuple[float | None, float | None, 
 
 
 def codebook_warnings(*, n_names: int, n_labels: int | None, placements: Verdicts | None) -> list[str]:
-    """What to say where there are too few names to tell the dialogues apart: judges then agree on little of worth."""
+    """What to say where there are too few names to tell the dialogues apart: judges then agree on little of worth.
+
+    Nothing where there are none: why, the privacy minimums or the audit have said.
+    """
     found = []
-    if n_labels is not None and n_names * 2 < n_labels:
+    if n_labels is not None and 0 < n_names * 2 < n_labels:
         found.append(
             f"the codebook is too coarse: {n_names} base clusters for {n_labels} labels; judges that see no finer "
             "names cannot tell good clusters from bad ones; raise clio.n_clusters"
