@@ -658,5 +658,7 @@ def test_torchrun_with_two_processes_trains_as_one(folder, tmp_path):
     one, two = (sorted((folder / name).glob("step-*"))[-1] for name in ("out", "two"))
     assert one.name == two.name
     theirs = weights_of(two)
-    assert all(torch.allclose(theirs[name], value, atol=1e-4) for name, value in weights_of(one).items())
+    for name, value in weights_of(one).items():
+        # The architecture's own head is fitted by ridge on few rows: small differences of the vectors come out larger.
+        assert torch.allclose(theirs[name], value, atol=1e-2 if name.startswith("classifier") else 1e-4), name
     shutil.rmtree(folder / "two")
