@@ -14,14 +14,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # From the bottom to the top: a module imports only from modules before it.
 COMMON_LAYERS = [
-    "config", "progress", "commit", "mapped", "columns", "threads", "thrift", "parquet_footer", "plain_vectors", "shards", "shard_writer",
-    "extended_shard", "outputs", "layers", "class_probs",
-    "text_tables", "tables", "backend", "workers", "engine", "stage", "grouping", "agreement", "escaping",
-    "kmeans_steps", "kmeans_init", "kmeans", "vector_stream", "shard_kmeans", "vectors", "pca_file", "centroids",
-    "cluster_ids", "clustered_shards", "quality", "separation", "distance_sums", "silhouette", "best_scores",
-    "neighbors", "cells", "umap_layout", "condensed_tree", "density", "pseudo_labels", "labeler", "dataset_table", "holdout", "pooled_head",
-    "model_files", "pooling", "checkpoint", "encoder", "charts", "figures", "report_data", "report", "cluster_samples",
-    "cluster_report", "purity_report", "cli",
+    "config", "progress", "commit", "mapped", "columns", "threads", "thrift", "parquet_footer", "plain_vectors",
+    "shards", "shard_writer", "extended_shard", "outputs", "layers", "class_probs", "text_tables", "tables",
+    "backend", "workers", "engine", "stage", "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init",
+    "kmeans", "vector_stream", "shard_kmeans", "vectors", "pca_file", "centroids", "cluster_ids",
+    "clustered_shards", "quality", "separation", "distance_sums", "silhouette", "best_scores", "neighbors", "cells",
+    "umap_layout", "condensed_tree", "density", "pseudo_labels", "labeler", "dataset_table", "holdout",
+    "pooled_head", "model_files", "pooling", "checkpoint", "encoder", "charts", "figures", "report_data", "report",
+    "cluster_samples", "cluster_report", "purity_report", "cli",
 ]  # fmt: skip
 
 # Of the parts of one script none imports from those of another.
