@@ -41,7 +41,7 @@ def _find_package(module: str) -> ModuleSpec | None:
 
 def _require_model_folder(folder: Path) -> Path:
     if not folder.is_dir():
-        raise UserError(f"model folder {folder} does not exist; check model_name_or_path")
+        raise UserError(f"model folder {folder} does not exist; check the model in the config")
     if not (folder / "config.json").is_file():
         raise UserError(f"model folder {folder} has no config.json; give the folder that save_pretrained wrote")
     return folder
@@ -73,7 +73,7 @@ def cannot_load(model: str, problem: Exception) -> UserError:
     """The error for whatever transformers raised over a model."""
     reason = " ".join(str(problem).split())[:300]
     return UserError(
-        f"model {model} cannot be loaded ({reason}); check model_name_or_path, or the network for a hub id"
+        f"model {model} cannot be loaded ({reason}); check the model in the config, or the network for a hub id"
     )
 
 

@@ -46,12 +46,12 @@ class Progress:
             rate = (self.done - self._done_before) / max(self._last_line - self._started, 1e-9)
             left = (self.total - self.done) / rate if rate else float("inf")
             log.info(
-                "%s: %s of %s %s, %.0f/s, %.0f s left",
+                "%s: %s of %s %s, %s/s, %.0f s left",
                 self.label,
                 f"{self.done:,}",
                 f"{self.total:,}",
                 self.unit,
-                rate,
+                f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}",
                 left,
             )
 

@@ -307,7 +307,7 @@ def test_missing_package_says_what_to_install(name):
 
 
 def test_missing_folder_and_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match="does not exist; check model_name_or_path"):
+    with pytest.raises(UserError, match="does not exist; check the model in the config"):
         resolve_model(str(tmp_path / "absent"))
     with pytest.raises(UserError, match=r"has no config\.json"):
         resolve_model(str(tmp_path))
