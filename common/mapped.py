@@ -74,7 +74,7 @@ def release(rows: np.ndarray) -> None:
 
 def return_freed_memory() -> None:
     """Give back what Arrow and the C library keep of memory that was freed, for what might be asked for next."""
-    gc.collect()
+    gc.collect(1)  # what the step left; all that lives would take a tenth of a second to go through
     if "pyarrow" in sys.modules:
         sys.modules["pyarrow"].default_memory_pool().release_unused()
     with contextlib.suppress(OSError, AttributeError):  # another C library than that of Linux
