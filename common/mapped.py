@@ -20,6 +20,7 @@ import mmap
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,14 @@ def release(rows: np.ndarray) -> None:
     first = start // _MAPPED_ALONG * _MAPPED_ALONG
     end = min(-(-(start + rows.nbytes) // _MAPPED_ALONG) * _MAPPED_ALONG, len(room))
     room.madvise(mmap.MADV_DONTNEED, first, end - first)
+
+
+def pieces(rows: np.ndarray, *, n_rows: int = 4096) -> Iterator[np.ndarray]:
+    """All rows, `n_rows` at a time, whose memory is given back after them."""
+    for start in range(0, len(rows), n_rows):
+        part = rows[start : start + n_rows]
+        yield part
+        release(part)
 
 
 def return_freed_memory() -> None:

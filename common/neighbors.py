@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from operator import itemgetter
 from typing import Literal, NamedTuple
@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from common.config import UserError
-from common.mapped import release
+from common.mapped import pieces, release
 from common.threads import share_tiles
 
 NeighborMetric = Literal["cosine", "euclidean"]
@@ -40,8 +40,6 @@ _N_DIRECTIONS = 64
 _MIN_ROWS_PER_DIMENSION = 16
 # Added to the square of what lies beyond the directions: more than unit rows and their float32 products are off.
 _BOUND_MARGIN = 1e-5
-# Rows that are turned at a time: few megabytes.
-_PIECE_ROWS = 4096
 # Rows by which bounds are judged, and the share of pairs above which multiplying them one by one takes longer.
 _N_ASKED = 32
 _MAX_SHARE = 0.03
@@ -177,7 +175,7 @@ def _find_bounds(rows: np.ndarray, count: int) -> _Bounds | None:
     if d < 2 * _N_DIRECTIONS or n < _MIN_ROWS_PER_DIMENSION * d:
         return None
     gram = np.zeros((d, d))
-    for part in _pieces(rows):
+    for part in pieces(rows):
         gram += part.T @ part
     _, directions = np.linalg.eigh(gram)
     bounds = _Bounds(np.ascontiguousarray(directions[:, -_N_DIRECTIONS:], np.float32))
@@ -190,19 +188,11 @@ def _share_of_candidates(rows: np.ndarray, bounds: _Bounds, count: int) -> float
     asked = rows[np.linspace(0, n - 1, _N_ASKED).astype(np.int64)]
     # One more than `count`: a row is its own best.
     best = np.full((count + 1, len(asked)), -np.inf, np.float32)  # the lowest first
-    for part in _pieces(rows):
+    for part in pieces(rows):
         best = np.partition(np.vstack([best, part @ asked.T]), -count - 1, axis=0)[-count - 1 :]
     least = best[0]
     asked_bounds = bounds.turn(asked)
-    return sum(int((bounds.turn(part) @ asked_bounds.T >= least).sum()) for part in _pieces(rows)) / (n * len(asked))
-
-
-def _pieces(rows: np.ndarray) -> Iterator[np.ndarray]:
-    """All rows, some at a time, whose memory is given back after them."""
-    for start in range(0, len(rows), _PIECE_ROWS):
-        part = rows[start : start + _PIECE_ROWS]
-        yield part
-        release(part)
+    return sum(int((bounds.turn(part) @ asked_bounds.T >= least).sum()) for part in pieces(rows)) / (n * len(asked))
 
 
 def _candidates_on_gpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int, device: str) -> np.ndarray:
@@ -253,7 +243,7 @@ def prepare_points(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
     if metric not in ("cosine", "euclidean"):
         raise UserError(f'metric "{metric}" is unknown here; use cosine or euclidean')
     points = np.ascontiguousarray(vectors, dtype=np.float32)
-    squares = [np.einsum("nd,nd->n", part, part, dtype=np.float64) for part in _pieces(points)]
+    squares = [np.einsum("nd,nd->n", part, part, dtype=np.float64) for part in pieces(points)]
     norms = np.sqrt(np.concatenate(squares))
     is_usable = norms < (_HUGE if metric == "euclidean" else np.inf)  # NaN is not
     if not is_usable.all():
@@ -279,7 +269,7 @@ def rank_candidates(points: np.ndarray, candidates: np.ndarray, k: int, metric: 
     """The `k` nearest of the candidates [n, m] of all rows, some rows at a time; equal distances go by index."""
     n = len(candidates)
     nearest = Neighbors(np.empty((n, k), np.int32), np.empty((n, k), np.float32))
-    is_zero = np.concatenate([np.logical_not(part.any(axis=1)) for part in _pieces(points)])
+    is_zero = np.concatenate([np.logical_not(part.any(axis=1)) for part in pieces(points)])
     for start in range(0, n, _RESCORE_ROWS):
         part = slice(start, start + _RESCORE_ROWS)
         near = np.sort(candidates[part], axis=1)

@@ -15,15 +15,18 @@ MAGIC = b"PAR1"
 
 LeafPath = tuple[bytes, ...]  # (b"cls", b"list", b"element")
 
-# Fields of FileMetaData, SchemaElement, RowGroup, ColumnChunk, ColumnMetaData and PageHeader.
+# Fields of FileMetaData, SchemaElement, RowGroup, ColumnChunk, ColumnMetaData, PageHeader and DataPageHeader.
 _SCHEMA, _FILE_ROWS, _ROW_GROUPS = 2, 3, 4
 _ELEMENT_NAME, _ELEMENT_CHILDREN = 4, 5
 _CHUNKS, _GROUP_BYTES, _GROUP_ROWS, _GROUP_START, _GROUP_COMPRESSED = 1, 2, 3, 5, 6
 _CHUNK_FILE, _CHUNK_START, _CHUNK_METADATA, _CHUNK_ENCRYPTION = 1, 2, 3, 8
 _PATH, _BYTES, _COMPRESSED, _DATA_PAGE, _INDEX_PAGE, _DICTIONARY_PAGE, _BLOOM, _BLOOM_BYTES = 3, 6, 7, 9, 10, 11, 14, 15
-_PAGE_KIND, _PAGE_COMPRESSED, _PAGE_CRC32 = 1, 3, 4
+_PAGE_KIND, _PAGE_COMPRESSED, _PAGE_CRC32, _PAGE_DATA_HEADER = 1, 3, 4, 5
+_DATA_ENCODING = 2
 # Kinds of pages.
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
+# An encoding.
+_PLAIN = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,16 @@ class RowGroup:
 
     n_rows: int
     chunks: dict[LeafPath, Chunk]
+
+
+@dataclass(frozen=True)
+class PageHeader:
+    """What stands before a page."""
+
+    kind: int
+    n_bytes: int  # of the page, without this header
+    crc32: int | None  # of those bytes
+    is_plain: bool  # a data page of the first version whose values are encoded plainly
 
 
 class Footer:
@@ -121,16 +134,30 @@ def page_checksums(chunk: memoryview) -> list[tuple[int, memoryview]]:
     pages = []
     at = 0
     while at < len(chunk):
-        header, start = thrift.read_struct(chunk, at)
-        kinds = (_DATA, _DATA_V2) if at else (_DATA, _DATA_V2, _DICTIONARY)
-        if integer(header, _PAGE_KIND) not in kinds or integer(header, _PAGE_COMPRESSED) < 0:
+        page, start = read_page_header(chunk, at)
+        if page.kind not in (_DATA, _DATA_V2) and not (page.kind == _DICTIONARY and at == 0):
             raise ValueError("a page is of no kind that belongs there")
-        at = start + integer(header, _PAGE_COMPRESSED)
-        if _PAGE_CRC32 in header:
-            pages.append((integer(header, _PAGE_CRC32) & 0xFFFFFFFF, chunk[start:at]))
+        at = start + page.n_bytes
+        if page.crc32 is not None:
+            pages.append((page.crc32, chunk[start:at]))
     if at != len(chunk):
         raise ValueError("a page ends beyond its column")
     return pages
+
+
+def read_page_header(content: bytes | memoryview, start: int = 0) -> tuple[PageHeader, int]:
+    """The header of the page that begins at `start`, and where its bytes begin; raises ValueError where it is none."""
+    header, end = thrift.read_struct(content, start)
+    data_header = header.get(_PAGE_DATA_HEADER, (thrift.STRUCT, {}))[1]
+    kind, n_bytes = integer(header, _PAGE_KIND), integer(header, _PAGE_COMPRESSED)
+    if n_bytes < 0:
+        raise ValueError("a page is shorter than nothing")
+    return PageHeader(
+        kind,
+        n_bytes,
+        crc32=integer(header, _PAGE_CRC32) & 0xFFFFFFFF if _PAGE_CRC32 in header else None,
+        is_plain=kind == _DATA and integer(data_header, _DATA_ENCODING) == _PLAIN,
+    ), end
 
 
 def integer(struct: thrift.Struct, number: int) -> int:

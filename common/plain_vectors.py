@@ -14,16 +14,13 @@ from typing import IO
 import numpy as np
 
 from common import thrift
-from common.parquet_footer import Chunk, RowGroup, integer
+from common.parquet_footer import Chunk, RowGroup, integer, read_page_header
 
 # Fields of ColumnMetaData and of SizeStatistics.
 _TYPE, _CODEC, _DICTIONARY_PAGE, _SIZES = 1, 4, 11, 16
 _N_BY_REPETITION, _N_BY_DEFINITION = 2, 3
-# Fields of PageHeader and of DataPageHeader.
-_KIND, _N_BYTES, _CRC32, _DATA_HEADER = 1, 3, 4, 5
-_ENCODING = 2
-# A type, a codec, a kind of page, an encoding.
-_FLOAT, _UNCOMPRESSED, _DATA_PAGE, _PLAIN = 4, 0, 0, 0
+# A type and a codec.
+_FLOAT, _UNCOMPRESSED = 4, 0
 
 _LONGEST_HEADER = 512
 
@@ -65,16 +62,15 @@ def _histogram(sizes: thrift.Struct, number: int) -> list[int]:
 def _read_page(file: IO[bytes], values: memoryview) -> int:
     """Read the values of the next page into the first bytes of `values`; returns how many they are."""
     start = file.tell()
-    header, length = thrift.read_struct(file.read(_LONGEST_HEADER))
-    data_header = header.get(_DATA_HEADER, (thrift.STRUCT, {}))[1]
-    if integer(header, _KIND) != _DATA_PAGE or integer(data_header, _ENCODING) != _PLAIN:
+    page, length = read_page_header(file.read(_LONGEST_HEADER))
+    if not page.is_plain:
         raise ValueError("a page is of no kind that belongs there")
     file.seek(start + length)
     levels = _read_levels(file) + _read_levels(file)
-    n_bytes = integer(header, _N_BYTES) - len(levels)
+    n_bytes = page.n_bytes - len(levels)
     if not 0 < n_bytes <= len(values) or file.readinto(values[:n_bytes]) != n_bytes:  # type: ignore[attr-defined]
         raise ValueError("a page is longer or shorter than its column")
-    if zlib.crc32(values[:n_bytes], zlib.crc32(levels)) != integer(header, _CRC32) & 0xFFFFFFFF:
+    if zlib.crc32(values[:n_bytes], zlib.crc32(levels)) != page.crc32:
         raise ValueError("a page is not what its checksum says")
     return n_bytes
 

@@ -10,7 +10,6 @@ of its own in the footers and in `_SUCCESS`. Reading is here; writing is in `out
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from common.columns import is_plain_vector, vector_array
 from common.commit import fingerprint_files, is_temporary
 from common.config import UserError, canonical_json
-from common.parquet_footer import Footer, read_footer_bytes
+from common.parquet_footer import Footer, end_of_file, read_footer_bytes
 from common.plain_vectors import read_plain_vectors
 from common.threads import read_ahead
 
@@ -104,11 +103,7 @@ def read_footer(path: Path) -> pq.FileMetaData:
 def footer_crc32(path: Path) -> int:
     """CRC-32 of the footer of a parquet file, for which parquet has no checksum of its own as it has for pages."""
     with path.open("rb") as file:
-        n_bytes = file.seek(0, os.SEEK_END)
-        file.seek(max(n_bytes - 8, 0))
-        length = int.from_bytes(file.read(4), "little")
-        file.seek(max(n_bytes - 8 - length, 0))
-        return zlib.crc32(file.read())
+        return zlib.crc32(end_of_file(read_footer_bytes(file)))
 
 
 def damaged(path: Path, problem: BaseException) -> UserError:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from common.config import UserError
-from common.mapped import mapped_matrix, release
+from common.mapped import mapped_matrix, pieces, release
 from common.progress import Progress, Stopwatch
 from image_parts.cache import FeatureCache
 from image_parts.extractors import Extractor, HogExtractor, ModelIdentity, identify_model, make_extractor
@@ -236,11 +236,8 @@ def _assemble(
 def _merge_equal(features: Features) -> Features:
     """Let files of other bytes but equal vectors, such as the same picture with other EXIF, share one row."""
     digests = np.empty((len(features.vectors), 16), np.uint8)
-    for start in range(0, len(digests), _PIECE_ROWS):
-        part = features.vectors[start : start + _PIECE_ROWS]
-        for row, vector in enumerate(part, start):
-            digests[row] = np.frombuffer(hashlib.blake2b(vector, digest_size=16).digest(), np.uint8)
-        release(part)
+    for row, vector in enumerate(vector for part in pieces(features.vectors) for vector in part):
+        digests[row] = np.frombuffer(hashlib.blake2b(vector, digest_size=16).digest(), np.uint8)
     _, first, of = np.unique(digests.view("V16").reshape(-1), return_index=True, return_inverse=True)
     keep = np.zeros(len(digests), bool)
     keep[first] = True
@@ -261,8 +258,6 @@ def _keep_rows(matrix: np.ndarray, keep: np.ndarray) -> np.ndarray:
 
 
 def _normalize_in_place(vectors: np.ndarray) -> None:
-    for start in range(0, len(vectors), _PIECE_ROWS):
-        part = vectors[start : start + _PIECE_ROWS]
+    for part in pieces(vectors):
         lengths = np.linalg.norm(part.astype(np.float64), axis=1, keepdims=True)
         part /= np.maximum(lengths, 1e-12).astype(np.float32)
-        release(part)

@@ -169,7 +169,7 @@ def test_a_file_of_another_program_becomes_the_same_shard(tmp_path, name):
     out = pq.ParquetFile(tmp_path / "out.parquet", page_checksum_verification=True)
     assert out.read().select(["id", "text", "cls"]).equals(table.select(["id", "text", "cls"]))
     assert all(out.metadata.row_group(at).num_rows <= ROW_GROUP_ROWS for at in range(out.metadata.num_row_groups))
-    assert not any(out.metadata.row_group(0).column(0).has_column_index for _ in range(out.metadata.num_row_groups))
+    assert not any(out.metadata.row_group(at).column(0).has_column_index for at in range(out.metadata.num_row_groups))
 
 
 def test_columns_that_are_declared_in_another_way_are_decoded(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import pathlib
 import re
 import resource
@@ -662,3 +663,16 @@ def test_torchrun_with_two_processes_trains_as_one(folder, tmp_path):
         # The architecture's own head is fitted by ridge on few rows: small differences of the vectors come out larger.
         assert torch.allclose(theirs[name], value, atol=1e-2 if name.startswith("classifier") else 1e-4), name
     shutil.rmtree(folder / "two")
+
+
+@pytest.mark.parametrize(("n_processes", "exit_code"), [("2", 3), ("1", -6)])
+def test_one_of_several_processes_ends_without_what_would_abort_it(n_processes, exit_code):
+    """What aborts here stands for a thread of torch; a process alone, the control, runs into it."""
+    code = (
+        "import atexit, os; from train_metric_classifier import end_process; atexit.register(os.abort)\n"
+        "print('the last line', end=''); end_process(3)"
+    )
+    environment = {**os.environ, "WORLD_SIZE": n_processes}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.returncode == exit_code
+    assert done.stdout == "the last line"
