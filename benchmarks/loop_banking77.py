@@ -119,11 +119,45 @@ class Pseudo:
 
 def gather_evidence(train: Corpus, *, visible: np.ndarray, n_clusters: int, seed: int) -> Evidence:
     """Cluster all rows, and classify them by a regression on the labelled ones."""
-    from sklearn.cluster import KMeans
-
-    cluster_ids = KMeans(n_clusters, n_init=1, random_state=seed).fit_predict(train.vectors)
     classifier = fit(train.vectors[visible], train.labels[visible])
     probs = classifier.predict_proba(train.vectors)
+    predicted = classifier.classes_[probs.argmax(axis=1)]
+    return _evidence(
+        train, train.vectors, probs.max(axis=1), predicted, visible=visible, n_clusters=n_clusters, seed=seed
+    )
+
+
+def gather_second_evidence(
+    train: Corpus, model_dir: Path, *, visible: np.ndarray, n_clusters: int, seed: int
+) -> Evidence:
+    """Cluster all rows by the vectors of a model that a first round has trained, and classify them by its head."""
+    from common.encoder import load_encoder
+
+    encoder = load_encoder(str(model_dir), max_length=64, head="classifier")
+    encoded = encoder.encode(train.texts)
+    if encoded.probs is None or encoder.classes is None:
+        raise ValueError(f"{model_dir} has no trained head")
+    codes = np.array([train.names.index(name) for name in encoder.classes])
+    predicted = codes[encoded.probs.argmax(axis=1)]
+    max_prob = encoded.probs.max(axis=1)
+    return _evidence(
+        train, unit(encoded.vectors), max_prob, predicted, visible=visible, n_clusters=n_clusters, seed=seed
+    )
+
+
+def _evidence(
+    train: Corpus,
+    vectors: np.ndarray,
+    max_prob: np.ndarray,
+    predicted: np.ndarray,
+    *,
+    visible: np.ndarray,
+    n_clusters: int,
+    seed: int,
+) -> Evidence:
+    from sklearn.cluster import KMeans
+
+    cluster_ids = KMeans(n_clusters, n_init=1, random_state=seed).fit_predict(vectors)
     counts = np.zeros((n_clusters, len(train.names)), np.int64)
     np.add.at(counts, (cluster_ids[visible], train.labels[visible]), 1)
     n_labeled, best = counts.sum(axis=1), counts.max(axis=1)
@@ -133,8 +167,8 @@ def gather_evidence(train: Corpus, *, visible: np.ndarray, n_clusters: int, seed
     rows = Rows(
         gold=np.where(visible, train.labels, -1),
         cluster_ids=cluster_ids,
-        max_prob=probs.max(axis=1),
-        predicted=classifier.classes_[probs.argmax(axis=1)],
+        max_prob=max_prob,
+        predicted=predicted,
         usable=np.ones(len(visible), bool),
     )
     bound = wilson_lower_bound(best, n_labeled)
@@ -230,7 +264,12 @@ TRAINED = (
     "agreement",
     "purity >= 0.8, 3 labels",
     "routed by masks",
+    "second round, self-training, surest 75%",
+    "second round, agreement",
 )
+SECOND_ROUND = "second round, "
+# Whose model is the teacher of a second round.
+FIRST_ROUND = "self-training, surest 75%"
 
 
 # --- Judge: a regression on the frozen vectors -----------------------------------------------------------------------
@@ -289,20 +328,37 @@ def judge_by_training(
     results: list[dict[str, Any]] = [{"rule": "frozen encoder", **frozen}]
     for name in arms:
         started = time.monotonic()
-        if name.startswith("labelled only"):
-            pseudo = Pseudo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
+        if name.startswith(SECOND_ROUND):
+            model_dir = arm_folder(work_dir, FIRST_ROUND) / "best"
+            n_clusters = len(evidence.clusters.ids)
+            second = gather_second_evidence(
+                train, model_dir, visible=evidence.visible, n_clusters=n_clusters, seed=seed
+            )
+            pseudo = choose(second, name.removeprefix(SECOND_ROUND))
         else:
-            is_routed = name == "routed by masks"
-            pseudo = routed(evidence) if is_routed else by_rules(evidence, **RULES[name.removesuffix(", CE")])
-        folder = work_dir / name.replace(" ", "_").replace("%", "").replace(",", "").replace(">=", "from")
+            pseudo = choose(evidence, name)
+        precision = float(np.mean(pseudo.labels == train.labels[pseudo.rows])) if len(pseudo.rows) else None
+        folder = arm_folder(work_dir, name)
         scores = train_arm(
             train, test, evidence.visible, pseudo, folder, seed=seed, n_steps=n_steps, supcon=not name.endswith("CE")
         )
         vectors = unit(encode(str(folder / "best"), [train.texts[row] for row in np.flatnonzero(hidden)]))
         clusters = cluster_scores(vectors, train.labels[hidden], n_clusters=len(train.names), seed=seed)
-        results.append({"rule": name, "pseudo": len(pseudo.rows), **scores, **clusters})
+        results.append({"rule": name, "pseudo": len(pseudo.rows), "precision": precision, **scores, **clusters})
         print(json.dumps({**results[-1], "seconds": round(time.monotonic() - started)}), flush=True)
     return results
+
+
+def choose(evidence: Evidence, arm: str) -> Pseudo:
+    """The pseudo-labels of an arm: none, routed by masks, or by one of `RULES`."""
+    if arm.startswith("labelled only"):
+        return Pseudo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
+    return routed(evidence) if arm == "routed by masks" else by_rules(evidence, **RULES[arm.removesuffix(", CE")])
+
+
+def arm_folder(work_dir: Path, arm: str) -> Path:
+    """Where an arm is trained."""
+    return work_dir / arm.replace(" ", "_").replace("%", "").replace(",", "").replace(">=", "from")
 
 
 def train_arm(
