@@ -208,24 +208,28 @@ class ClusterSums:
             return 1.0
         return between * (n - k) / (within * (k - 1))
 
-    def davies_bouldin(self) -> float:
+    def davies_bouldin(self, *, sample_size: int | None = None, random_state: int = 0) -> float:
         """Return the mean similarity of each cluster to its most similar one; lower is better, NaN for one cluster.
 
+        With `sample_size` the mean is that of so many clusters at most, each compared with all: k^2 pairs are many.
         Source: Davies and Bouldin, A cluster separation measure, IEEE PAMI 1 (1979). Needs the second pass.
         """
         if len(self.counts) < 2:
             return math.nan
         spread = self.distances / self.counts
         centroids = self.centroids
-        worst = np.zeros(len(spread))
+        asked = np.arange(len(spread))
+        if sample_size is not None and sample_size < len(asked):
+            asked = np.sort(np.random.default_rng(random_state).choice(asked, sample_size, replace=False))
+        worst = np.zeros(len(asked))
         furthest = 0.0
         step = max(1, _BLOCK_ELEMENTS // len(spread))
-        for start in range(0, len(spread), step):  # no table of all pairs of clusters
-            part = slice(start, start + step)
+        for start in range(0, len(asked), step):  # no table of all pairs of clusters
+            part = asked[start : start + step]
             between = np.sqrt(_squared_distances(centroids[part], centroids))
             furthest = max(furthest, float(between.max()))
             between[between == 0] = np.inf
-            worst[part] = np.max((spread[part, None] + spread) / between, axis=1)
+            worst[start : start + step] = np.max((spread[part, None] + spread) / between, axis=1)
         if np.allclose(spread, 0) or np.isclose(furthest, 0):
             return 0.0
         return float(np.mean(worst))
@@ -238,12 +242,14 @@ def calinski_harabasz(vectors: np.ndarray, labels: np.ndarray) -> float:
     return sums.calinski_harabasz()
 
 
-def davies_bouldin(vectors: np.ndarray, labels: np.ndarray) -> float:
-    """Return the Davies-Bouldin score of vectors in memory."""
+def davies_bouldin(
+    vectors: np.ndarray, labels: np.ndarray, *, sample_size: int | None = None, random_state: int = 0
+) -> float:
+    """Return the Davies-Bouldin score of vectors in memory, with `sample_size` that of a sample of the clusters."""
     sums = ClusterSums()
     sums.update(vectors, labels)
     sums.update_distances(vectors, labels)
-    return sums.davies_bouldin()
+    return sums.davies_bouldin(sample_size=sample_size, random_state=random_state)
 
 
 def _squared_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -19,6 +18,8 @@ Metric = Literal["cosine", "euclidean", "sqeuclidean"]
 
 # Elements of one block of distances, float64: 4 MB stay in the cache of a core.
 _BLOCK_ELEMENTS = 1 << 19
+# Distances of one part of the rows to all clusters, float64: 64 MB.
+_CHUNK_ELEMENTS = 1 << 23
 # Up to here differences, compiled, are quicker than products and their square roots in numpy.
 MAX_COMPILED_DIMENSIONS = 32
 # Mean distances below this share of the scale are rounding of float64, not distance.
@@ -80,25 +81,26 @@ def silhouettes_of_rows(vectors: np.ndarray, labels: np.ndarray, rows: np.ndarra
     places = np.searchsorted(inside, rows)
     if len(inside) < len(codes):
         vectors, codes = vectors[inside], codes[inside]
-    return _cosine_silhouette(vectors, codes, np.array_split(places, 1 + len(places) // CHUNK_ROWS))
+    return _cosine_silhouette(vectors, codes, places)
 
 
-def _cosine_silhouette(
-    vectors: np.ndarray, own: np.ndarray, parts: Sequence[slice | np.ndarray] | None = None
-) -> np.ndarray:
-    """Of the rows of `parts`, one after the other; of all rows without."""
+def _cosine_silhouette(vectors: np.ndarray, own: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
+    """Of some `rows` [r], or of all: part by part, smaller ones where there are many clusters."""
     counts = np.bincount(own)
     norms = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
     inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
     sums = cluster_sums(vectors, own, len(counts), weights=inverse)  # of the rows at unit length
-    result = []
-    for part in parts or [slice(start, start + CHUNK_ROWS) for start in range(0, len(own), CHUNK_ROWS)]:
+    result = np.empty(len(own) if rows is None else len(rows))
+    step = min(CHUNK_ROWS, max(1, _CHUNK_ELEMENTS // len(counts)))
+    for start in range(0, len(result), step):
+        chunk = slice(start, start + step)
+        part = chunk if rows is None else rows[chunk]
         totals = counts - (vectors[part].astype(np.float64) @ sums.T) * inverse[part, None]  # [c, k]
         # The distance of a row to itself is 0 by definition, also for a zero row, whose formula gives 1.
         totals[np.arange(len(totals)), own[part]] -= inverse[part] == 0
         totals[totals < _ROUNDING * counts] = 0.0
-        result.append(silhouettes_from_sums(totals, own[part], counts))
-    return np.concatenate(result)
+        result[chunk] = silhouettes_from_sums(totals, own[part], counts)
+    return result
 
 
 def _sqeuclidean_silhouette(vectors: np.ndarray, own: np.ndarray) -> np.ndarray:
