@@ -69,7 +69,7 @@ def cut_into_cells(points: np.ndarray, *, random_state: int = 0) -> Cells:
     """
     from common.kmeans import assign, train_lloyd
 
-    n_cells = max(1, min(len(points), round(_CELLS_PER_ROOT * len(points) ** 0.5)))
+    n_cells = _count_cells(len(points))
     rng = np.random.default_rng(random_state)
     sample = points[np.sort(rng.permutation(len(points))[: _SAMPLED_PER_CELL * n_cells])]
     found = train_lloyd(
@@ -82,9 +82,12 @@ def cut_into_cells(points: np.ndarray, *, random_state: int = 0) -> Cells:
 def label_cells(points: np.ndarray, labels: np.ndarray, *, random_state: int = 0) -> Cells:
     """Take clusters of rows [n, d] as their cells: `labels` [n] integers.
 
-    The rows of clusters of more than four times the mean, and those with a negative label, are cut anew.
+    The rows of clusters of more than four times the mean, and those with a negative label, are cut anew; so are all
+    rows where there are more clusters than cells would be cut, since a search goes through the means of all cells.
     """
     sizes = np.bincount(labels[labels >= 0])
+    if len(sizes) > _count_cells(len(points)):
+        return cut_into_cells(points, random_state=random_state)
     is_cell = np.append(sizes <= _MOST_OF_MEAN * len(labels) / max(len(sizes), 1), False)  # -1 takes the last
     codes = np.array(labels, np.int64)
     others = np.flatnonzero(~is_cell[np.maximum(labels, -1)])
@@ -92,6 +95,10 @@ def label_cells(points: np.ndarray, labels: np.ndarray, *, random_state: int = 0
         cut = cut_into_cells(points[others], random_state=random_state)
         codes[others[cut.order]] = len(sizes) + np.repeat(np.arange(len(cut)), np.diff(cut.bounds))
     return _gather(points, codes, most=len(points))
+
+
+def _count_cells(n_rows: int) -> int:
+    return max(1, min(n_rows, round(_CELLS_PER_ROOT * n_rows**0.5)))
 
 
 def cell_neighbors(

@@ -38,18 +38,20 @@ def cluster_counts(codes: np.ndarray, k: int) -> np.ndarray:
 def cluster_sums(vectors: np.ndarray, codes: np.ndarray, k: int, *, weights: np.ndarray | None = None) -> np.ndarray:
     """Return the sum of the rows of each cluster, [k, d] float64, each row times its weight.
 
-    It is a product with the sparse table of memberships, which is far quicker than adding row by row.
+    It is a product with the sparse table of memberships, which is far quicker than adding row by row. As many rows as
+    clusters are taken at a time, or more: each time all sums are gone through.
     """
     from scipy.sparse import csr_array
 
     total = np.zeros((k, vectors.shape[1]))
-    for start in range(0, len(codes), CHUNK_ROWS):
-        part = codes[start : start + CHUNK_ROWS]
+    step = max(CHUNK_ROWS, k)
+    for start in range(0, len(codes), step):
+        part = codes[start : start + step]
         inside = np.flatnonzero(part >= 0)
         values = np.ones(len(inside)) if weights is None else weights[start + inside]
         membership = csr_array((values, (part[inside], inside)), shape=(k, len(part)))
-        total += membership @ vectors[start : start + CHUNK_ROWS].astype(np.float64)
-        release(vectors[start : start + CHUNK_ROWS])
+        total += membership @ vectors[start : start + step].astype(np.float64)
+        release(vectors[start : start + step])
     return total
 
 
