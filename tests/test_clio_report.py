@@ -43,7 +43,7 @@ def make_report(n=1200, *, n_each=2, hostile=True):
         f"asked about {mids[label // n_each] if label >= 0 else 'nothing'}, case {i}" for i, label in enumerate(labels)
     ]
     hover[1] = f"needle {HOSTILE}\nand a second line"
-    rows = compare_hierarchies([by_llm, by_linkage], base_labels=labels, true_labels=labels, distances=None)
+    rows = compare_hierarchies([by_llm, by_linkage], base_labels=labels, true_labels=labels, centroids=None)
     return ClioReport(
         conversation_ids=[f"conv-{i}" for i in range(n)],
         base_labels=labels,

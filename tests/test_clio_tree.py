@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llm_parts.client import LlmClient
+from llm_parts.clio import comparison
 from llm_parts.clio.comparison import COLUMNS, COMPARISON_TITLE, compare_hierarchies, cophenetic_correlation, placements
 from llm_parts.clio.hierarchy_linkage import build_linkage_hierarchy
 from llm_parts.clio.hierarchy_llm import build_llm_hierarchy
@@ -307,39 +308,55 @@ def four_clusters():
     named = [ClusterName(letter, "") for letter in "AB"]
     good = Hierarchy("llm", [Level(named, np.array([0, 0, 1, 1]))], calls=7, cost=0.5)
     bad = Hierarchy("linkage", [Level(named, np.array([0, 1, 0, 1]))], calls=2, cost=float("nan"))
-    places = np.array([0.0, 1.0, 10.0, 11.0])
-    return good, bad, np.abs(places[:, None] - places[None])
+    angles = np.radians([0.0, 10.0, 80.0, 90.0])
+    return good, bad, np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
 def test_comparison_by_hand():
-    good, bad, distances = four_clusters()
+    good, bad, centroids = four_clusters()
     labels = np.array([0, 0, 1, 1, 2, 2, 3, -1])
     true = ["x", "x", "x", "x", "y", "y", "y", "x"]
     first, second = compare_hierarchies(
-        [good, bad], base_labels=labels, true_labels=true, distances=distances, votes={"llm": 0.75, "linkage": 0.25}
+        [good, bad], base_labels=labels, true_labels=true, centroids=centroids, votes={"llm": 0.75, "linkage": 0.25}
     )
     assert list(first) == list(COLUMNS)
     assert (first["hierarchy"], first["level"], first["n_clusters"], first["calls"]) == ("llm", 1, 2, 7)
     assert first["label_purity"] == first["label_nmi"] == 1.0 and first["judge_vote"] == 0.75
     assert second["label_purity"] == pytest.approx(4 / 7)  # A: x x y y, B: x x y
     assert second["largest_share"] == pytest.approx(4 / 7) and second["cost"] is None
-    pairs = np.triu_indices(4, 1)
-    heights = np.array([[1, 2, 2, 2, 2, 1]])[0]  # 01 02 03 12 13 23
-    assert first["cophenetic_correlation"] == pytest.approx(np.corrcoef(heights, distances[pairs])[0, 1])
+    heights = [0, 1, 1, 1, 1, 0]  # 01 02 03 12 13 23
+    distances = 1 - np.cos(np.radians([10, 80, 90, 70, 80, 10]))
+    assert first["cophenetic_correlation"] == pytest.approx(np.corrcoef(heights, distances)[0, 1])
     assert second["cophenetic_correlation"] < 0 < first["cophenetic_correlation"]
     assert placements(good, [ClusterName(n, "") for n in "pqrs"]) == ["A", "A", "B", "B"]
 
 
 def test_comparison_of_what_cannot_be_compared():
-    good, bad, distances = four_clusters()
-    row = compare_hierarchies([good], base_labels=np.array([-1, -1]), true_labels=["x", "y"], distances=None)[0]
+    good, bad, centroids = four_clusters()
+    row = compare_hierarchies([good], base_labels=np.array([-1, -1]), true_labels=["x", "y"], centroids=None)[0]
     assert row["label_purity"] is row["cophenetic_correlation"] is row["largest_share"] is None
-    assert cophenetic_correlation(np.zeros((1, 4), np.int64), distances) is None  # all meet at one height
+    assert cophenetic_correlation(np.zeros((1, 4), np.int64), centroids) is None  # all meet at one height
+    assert cophenetic_correlation(np.zeros((1, 1), np.int64), centroids[:1]) is None
     flat = Hierarchy("llm", [], calls=0, cost=0.0)
-    rows = compare_hierarchies([flat], base_labels=np.array([0, 1, 2]), true_labels=list("aab"), distances=None)
+    rows = compare_hierarchies([flat], base_labels=np.array([0, 1, 2]), true_labels=list("aab"), centroids=None)
     assert [row["n_clusters"] for row in rows] == [3]
     with pytest.raises(ValueError, match="different base clusters"):
-        compare_hierarchies([bad], base_labels=np.array([0]), true_labels=None, distances=distances[:2, :2])
+        compare_hierarchies([bad], base_labels=np.array([0]), true_labels=None, centroids=centroids[:2])
+
+
+def test_pairs_of_very_many_base_clusters_are_drawn(monkeypatch):
+    """A hundred thousand random pairs tell what all pairs do; clusters put anywhere have no correlation by either."""
+    rng = np.random.default_rng(0)
+    parents = rng.integers(5, size=300)
+    centroids = rng.normal(size=(5, 8))[parents] + 0.7 * rng.normal(size=(300, 8))
+    centroids /= np.linalg.norm(centroids, axis=1, keepdims=True)
+    trees = [np.stack([parents > 2, parents]), rng.integers(5, size=(2, 300))]
+    exact = [cophenetic_correlation(paths, centroids) for paths in trees]
+    assert exact[0] > 0.3 and abs(exact[1]) < 0.02
+    monkeypatch.setattr(comparison, "_MAX_CLUSTERS", 299)
+    drawn = [cophenetic_correlation(paths, centroids) for paths in trees]
+    assert drawn == pytest.approx(exact, abs=0.01) and drawn != exact
+    assert drawn == [cophenetic_correlation(paths, centroids) for paths in trees]
 
 
 # --- Files -----------------------------------------------------------------------------------------------------------

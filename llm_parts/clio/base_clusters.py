@@ -14,13 +14,14 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.grouping import cluster_members, cluster_sums
 from llm_parts.clio.algorithms import Space, label_rows
 from llm_parts.clio.measures import mean_agreement, measure_clusters
+from llm_parts.clio.nearby import nearest_rows
 from llm_parts.clio.taxonomy import NOISE
 from llm_parts.clio.vector_settings import VectorSettings
 
@@ -31,12 +32,6 @@ log = logging.getLogger(__name__)
 
 # Stability is that of a sample where there are more rows.
 STABILITY_ROWS = 5000
-# Cosines of one block of centroids to all rows, float32: 64 MB.
-_BLOCK_ELEMENTS = 1 << 24
-# Rows times clusters up to which all rows are compared with all centroids.
-MAX_COMPARED = 1 << 25
-# Cells in which outsiders are sought at least, and how many rows there are to be for each one that is wanted.
-_LEAST_CELLS, _SOUGHT = 24, 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,45 +124,23 @@ def members_and_outsiders(
     are neither. Members are drawn by seed and cluster, so that those of one cluster do not depend on other clusters.
     Of very many rows and clusters outsiders are sought in the clusters nearest by, which finds nearly all of them.
     """
-    is_small = len(vectors) * len(centroids) <= MAX_COMPARED
-    find = _outsiders_among_all if is_small else _outsiders_nearby
+    found = _outsiders(vectors, labels, centroids, n=n_outsiders, seed=seed)
     groups = []
-    for (cluster, own), outsiders in zip(
-        cluster_members(labels, len(centroids)), find(vectors, labels, centroids, n=n_outsiders, seed=seed), strict=True
-    ):
+    for (cluster, own), outsiders in zip(cluster_members(labels, len(centroids)), found, strict=True):
         drawn = _draw(own, n_members, seed=(seed, cluster))
         nearness = vectors[drawn] @ centroids[cluster]
         groups.append((drawn[np.argsort(-nearness, kind="stable")], outsiders))
     return groups
 
 
-def _outsiders_among_all(
+def _outsiders(
     vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarray, *, n: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """Row numbers of the `n` outsiders of each cluster that are nearest to its centroid: time with rows x clusters."""
-    members = dict(cluster_members(labels, len(centroids)))
-    for first, cosines in _cosine_blocks(vectors, centroids):
-        for cluster, row in enumerate(cosines, start=first):
-            row[members[cluster]] = -np.inf
-            yield _highest(row, n)
-
-
-def _outsiders_nearby(
-    vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarray, *, n: int, seed: int
-) -> Iterator[np.ndarray]:
-    """The same among the outsiders in the nearest cells, of which so many are asked that few nearer ones are missed."""
-    from common.cells import label_cells
-
-    cells = label_cells(vectors, labels, random_state=seed)
-    is_directed = np.asarray(vectors.any(axis=1))
-    for cluster, centroid in enumerate(centroids):
-        found: list[np.ndarray] = []
-        for rows in cells.nearest_first(centroid):
-            found.append(rows[(labels[rows] != cluster) & is_directed[rows]])
-            if len(found) >= _LEAST_CELLS and sum(map(len, found)) >= _SOUGHT * n:
-                break
-        sought = np.sort(np.concatenate(found))
-        yield sought[_highest(vectors[sought] @ centroid, n)]
+    """Row numbers of the `n` rows outside of each cluster that are nearest to its centroid."""
+    directed = np.flatnonzero(vectors.any(axis=1))
+    rows = vectors if len(directed) == len(vectors) else vectors[directed]
+    for near in nearest_rows(rows, centroids, n, own=labels[directed], seed=seed):
+        yield directed[near]
 
 
 def nearest_members(vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarray, *, n: int) -> list[np.ndarray]:
@@ -179,30 +152,10 @@ def nearest_members(vectors: np.ndarray, labels: np.ndarray, centroids: np.ndarr
     return nearest
 
 
-def _cosine_blocks(vectors: np.ndarray, centroids: np.ndarray) -> Any:
-    """First cluster and cosines [c, n] to all rows, block by block; rows without a direction are at minus infinity."""
-    without = np.flatnonzero(~vectors.any(axis=1))
-    step = max(1, _BLOCK_ELEMENTS // max(len(vectors), 1))
-    for first in range(0, len(centroids), step):
-        cosines = centroids[first : first + step] @ vectors.T
-        cosines[:, without] = -np.inf
-        yield first, cosines
-
-
 def _draw(rows: np.ndarray, n: int, *, seed: tuple[int, int]) -> np.ndarray:
     if len(rows) <= n:
         return rows
     return np.sort(np.random.default_rng(np.random.SeedSequence(seed)).choice(rows, n, replace=False))
-
-
-def _highest(values: np.ndarray, n: int) -> np.ndarray:
-    """Places of the `n` highest values, highest first, equal ones in their order; minus infinity is none of them."""
-    n = min(n, int(np.isfinite(values).sum()))
-    if n == 0:
-        return np.zeros(0, np.int64)
-    least = np.partition(values, len(values) - n)[len(values) - n]
-    candidates = np.flatnonzero(values >= least)
-    return candidates[np.argsort(-values[candidates], kind="stable")][:n]
 
 
 def _log_clusters(labels: np.ndarray, n_clusters: int, *, space: Space, settings: VectorSettings) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from common.config import UserError
 from common.grouping import cluster_members
 from llm_parts.clio.base_clusters import BaseClusters
+from llm_parts.clio.nearby import nearest_others
 from llm_parts.clio.vector_settings import SelfTrainingSettings
 
 # Clusters nearest to each that are never in a batch with it.
@@ -60,17 +61,18 @@ def confident_rows(
     return groups
 
 
-def rivals(centroids: np.ndarray, *, n: int = N_RIVALS) -> np.ndarray:
-    """Which clusters are too near to each other to be told apart for sure, [k, k] bool, symmetric, false on itself.
+def rivals(centroids: np.ndarray, *, n: int = N_RIVALS) -> list[set[int]]:
+    """For each cluster [k] those that are too near to it to be told apart for sure, or that it is too near to.
 
     With few clusters fewer are rivals, so that each has one to be told from.
     """
     k = len(centroids)
-    near = np.zeros((k, k), bool)
-    n = min(n, max(0, (k - 2) // 2))
-    if n:
-        near[np.arange(k)[:, None], _nearest_clusters(centroids, n=n)] = True
-    return near | near.T
+    near: list[set[int]] = [set() for _ in range(k)]
+    for cluster, others in enumerate(nearest_others(centroids, min(n, max(0, (k - 2) // 2))).tolist()):
+        near[cluster].update(others)
+        for other in others:
+            near[other].add(cluster)
+    return near
 
 
 def _margins(vectors: np.ndarray, base: BaseClusters) -> np.ndarray:
@@ -79,26 +81,26 @@ def _margins(vectors: np.ndarray, base: BaseClusters) -> np.ndarray:
     The nearest other is one of those around its own, so that time does not grow with rows times clusters.
     """
     margins = np.full(len(vectors), -np.inf, np.float32)
-    around = _nearest_clusters(base.centroids, n=N_AROUND)
+    around = nearest_others(base.centroids, N_AROUND)
     for cluster, rows in cluster_members(base.labels, base.n_clusters):
         others = vectors[rows] @ base.centroids[around[cluster]].T
         margins[rows] = vectors[rows] @ base.centroids[cluster] - others.max(axis=1, initial=-1.0)
     return margins
 
 
-def _nearest_clusters(centroids: np.ndarray, *, n: int) -> np.ndarray:
-    """The `n` clusters nearest to each, or all others where there are fewer: [k, n], nearest first."""
-    cosines = centroids @ centroids.T
-    np.fill_diagonal(cosines, -np.inf)
-    return np.argsort(-cosines, axis=1, kind="stable")[:, : max(0, min(n, len(centroids) - 1))]
-
-
 def _thinned(groups: dict[int, np.ndarray], *, max_rows: int, seed: int) -> dict[int, np.ndarray]:
-    """The groups with a like share of their rows at random, `max_rows` or little more in all, two rows at least."""
+    """The groups with a like share of their rows at random, `max_rows` or little more in all, two rows at least.
+
+    Of more groups than have place for two rows each, some are taken at random: batches go with what is learnt from.
+    """
     total = sum(len(rows) for rows in groups.values())
     if total <= max_rows:
         return groups
     rng = np.random.default_rng((seed, 2))
+    if 2 * len(groups) > max_rows:
+        taken = rng.choice(list(groups), max_rows // 2, replace=False).tolist()
+        groups = {cluster: groups[cluster] for cluster in sorted(taken)}
+        total = sum(len(rows) for rows in groups.values())
     return {
         cluster: np.sort(rng.choice(rows, max(2, len(rows) * max_rows // total), replace=False))
         for cluster, rows in groups.items()
@@ -106,7 +108,7 @@ def _thinned(groups: dict[int, np.ndarray], *, max_rows: int, seed: int) -> dict
 
 
 def batches(
-    groups: dict[int, np.ndarray], near: np.ndarray, *, options: SelfTrainingSettings, seed: int
+    groups: dict[int, np.ndarray], near: Sequence[set[int]], *, options: SelfTrainingSettings, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Rows and clusters of each batch: so many clusters that are no rivals, so many rows of each."""
     rng = np.random.default_rng((seed, 3))
@@ -116,7 +118,7 @@ def batches(
         order = rng.choice(clusters, len(clusters), replace=False, p=sizes / sizes.sum())
         picked: list[int] = []
         for cluster in order:
-            if not near[cluster, picked].any():
+            if near[cluster].isdisjoint(picked):
                 picked.append(int(cluster))
             if len(picked) == options.clusters_per_batch:
                 break

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.grouping import cluster_members
 from llm_parts.clio.levels import NAMES_TOGETHER, group_vectors, levels_warning, neighborhoods, plan_levels
+from llm_parts.clio.nearby import nearest_outside, nearest_rows
 from llm_parts.clio.parent_names import Questions, as_texts, count_members, log_level, name_level, short_name
 from llm_parts.clio.prompts import named_cards, tagged
 from llm_parts.clio.schemas import HierarchyAssignAnswer, HierarchyDedupeAnswer, HierarchyProposeAnswer
@@ -131,7 +133,8 @@ class _LevelBuilder:
     def _propose(self, *, seed: int) -> list[str]:
         groups = neighborhoods(self._vectors, seed=seed)
         shares = [max(1, round(self._n_wanted * len(group) / len(self._children))) for group in groups]
-        prompts = [self._propose_prompt(group, share) for group, share in zip(groups, shares, strict=True)]
+        around = nearest_outside(groups, self._vectors, N_OUTSIDE)
+        prompts = list(map(self._propose_prompt, groups, shares, around))
         answers = self._questions.ask(
             prompts,
             instructions=PROPOSE_INSTRUCTIONS,
@@ -146,21 +149,15 @@ class _LevelBuilder:
             names += found[: _most(share)]
         return _without_repetition(names)
 
-    def _propose_prompt(self, group: np.ndarray, share: int) -> str:
+    def _propose_prompt(self, group: np.ndarray, share: int, around: np.ndarray) -> str:
         cards = named_cards([self._children[row] for row in group])
         parts = [f"Clusters to sort:\n{tagged('children', cards)}"]
-        around = self._around(group)
         if len(around):
             others = named_cards([self._children[row] for row in around])
             parts.append(f"Clusters around them, which have parents elsewhere:\n{tagged('outsiders', others)}")
         least, most = max(1, math.floor(share * (1 - SPREAD))), _most(share)
         wanted = f"Propose {share} names; not fewer than {least}, not more than {most}." if most > 1 else ""
         return "\n\n".join([*parts, wanted or "Propose 1 name, that fits them all."])
-
-    def _around(self, group: np.ndarray) -> np.ndarray:
-        nearness = self._vectors @ self._vectors[group].mean(axis=0)
-        nearness[group] = -np.inf
-        return np.argsort(-nearness, kind="stable")[: min(N_OUTSIDE, len(nearness) - len(group))]
 
     def _central_names(self, rows: np.ndarray, n_names: int) -> list[str]:
         return [self._children[rows[row]].name for row in _medoids(self._vectors[rows], n_names)]
@@ -202,8 +199,8 @@ class _LevelBuilder:
         """The parent of each child [n_children]; the nearest one where a call failed."""
         if len(names) < 2:
             return np.zeros(len(self._children), dtype=np.int64)
-        nearness = self._vectors @ self._embed(names).T  # [n_children, n_names]
-        orders = [self._order(row, nearness[row], seed=seed) for row in range(len(self._children))]
+        nearest = list(nearest_rows(self._embed(names), self._vectors, MAX_PARENTS_SHOWN, seed=seed))  # of each child
+        orders = [self._order(row, near, seed=seed) for row, near in enumerate(nearest)]
         answers = self._questions.ask(
             [self._assign_prompt(row, [names[number] for number in order]) for row, order in enumerate(orders)],
             instructions=ASSIGN_INSTRUCTIONS,
@@ -214,14 +211,13 @@ class _LevelBuilder:
         )
         numbers = {name: number for number, name in enumerate(names)}
         chosen = [
-            numbers[answer.parent] if answer is not None else int(nearness[row].argmax())
-            for row, answer in enumerate(answers)
+            numbers[answer.parent] if answer is not None else int(near[0])
+            for near, answer in zip(nearest, answers, strict=True)
         ]
         return np.array(chosen, dtype=np.int64)
 
-    def _order(self, row: int, nearness: np.ndarray, *, seed: int) -> np.ndarray:
+    def _order(self, row: int, nearest: np.ndarray, *, seed: int) -> np.ndarray:
         """The parents shown to a child, shuffled by a seed of its own, so that the order of calls changes nothing."""
-        nearest = np.argsort(-nearness, kind="stable")[:MAX_PARENTS_SHOWN]
         return np.random.default_rng([seed, self._depth, row]).permutation(np.sort(nearest))
 
     def _assign_prompt(self, row: int, names: Sequence[str]) -> str:
@@ -254,5 +250,5 @@ def _without_repetition(names: Sequence[str]) -> list[str]:
 def _medoids(vectors: np.ndarray, n_groups: int) -> list[int]:
     """For each of n_groups groups of vectors [n, d] the row that is nearest to its mean, ascending."""
     groups = group_vectors(vectors, n_groups)
-    rows = [np.flatnonzero(groups == group) for group in np.unique(groups)]
-    return sorted(int(row[(vectors[row] @ vectors[row].mean(axis=0)).argmax()]) for row in rows)
+    members = (rows for _, rows in cluster_members(groups, int(groups.max()) + 1) if len(rows))
+    return sorted(int(rows[(vectors[rows] @ vectors[rows].mean(axis=0)).argmax()]) for rows in members)

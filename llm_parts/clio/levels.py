@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from common.grouping import cluster_members, cluster_sums
+
 NEIGHBORHOOD_SIZE = 40  # clusters that are shown together when parents are proposed
 NAMES_TOGETHER = 100  # proposed names that are shown together to be told apart
 MAX_LINKED = 10_000  # a tree of merges needs the distances of all pairs: 400 MB of them
 N_LINKED_GROUPS = 5_000  # into which more vectors are put before they are linked
+MAX_COMPARED = 1 << 22  # vectors times neighbourhoods up to which these are found at once
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,8 @@ def link(vectors: np.ndarray) -> Merges:
 
         labels = MiniBatchKMeans(N_LINKED_GROUPS, n_init=1, random_state=0).fit_predict(rows)
         leaf_of = np.unique(labels, return_inverse=True)[1]
-        rows = np.stack([rows[leaf_of == leaf].mean(axis=0) for leaf in range(leaf_of.max() + 1)])
+        n_leaves = int(leaf_of.max()) + 1
+        rows = cluster_sums(rows, leaf_of, n_leaves) / np.bincount(leaf_of)[:, None]
     return Merges(linkage(rows, method="ward"), leaf_of)
 
 
@@ -108,11 +112,19 @@ def group_vectors(vectors: np.ndarray, n_groups: int) -> np.ndarray:
 
 
 def neighborhoods(vectors: np.ndarray, *, seed: int, size: int = NEIGHBORHOOD_SIZE) -> list[np.ndarray]:
-    """Row numbers of what lies together, about `size` in each; equal vectors are in one."""
+    """Row numbers of what lies together, about `size` in each; equal vectors are in one.
+
+    Very many vectors are cut into the root of so many parts first, and each part into its neighbourhoods.
+    """
     n_groups = min(count_groups(len(vectors), size), len(np.unique(vectors, axis=0)))
     if n_groups < 2:
         return [np.arange(len(vectors))]
     from sklearn.cluster import KMeans
 
-    labels = KMeans(n_groups, n_init=4, random_state=seed).fit_predict(vectors)
-    return [np.flatnonzero(labels == group) for group in range(n_groups)]
+    is_small = len(vectors) * n_groups <= MAX_COMPARED
+    n_parts = n_groups if is_small else round(n_groups**0.5)
+    labels = KMeans(n_parts, n_init=4, random_state=seed).fit_predict(vectors)
+    parts = [rows for _, rows in cluster_members(labels, n_parts)]
+    if is_small:
+        return parts
+    return [rows[group] for rows in parts for group in neighborhoods(vectors[rows], seed=seed, size=size)]

@@ -1,8 +1,8 @@
 """How good base clusters are: compactness and separation, local coherence, agreement with labels and between runs.
 
-All are exact or sampled by a seed, and none takes time or memory with the square of the rows, however many clusters
-there are; Davies-Bouldin compares all pairs of clusters. A score that is not
-defined, such as the silhouette of a single cluster, is NaN; `as_row` makes it None, which JSON and tables can hold.
+All are exact or sampled by a seed (`sampled_scores` says which), and none takes time or memory with the square of the
+rows, however many clusters there are. A score that is not defined, such as the silhouette of a single cluster, is NaN;
+`as_row` makes it None, which JSON and tables can hold.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from common.silhouette import silhouette_score, silhouettes_of_rows
 # Scores that are better when they are lower.
 LOWER_IS_BETTER = frozenset({"davies_bouldin"})
 COUNTS = ("rows", "clusters", "noise")
-# Rows times clusters up to which the silhouette is that of all rows.
-MAX_COMPARED = 1 << 29
+# Rows times clusters up to which the silhouette is that of all rows, and pairs of clusters up to which Davies-Bouldin
+# is that of all clusters: some 5,800.
+MAX_COMPARED, MAX_CLUSTER_PAIRS = 1 << 29, 1 << 25
 
 
 def measure_clusters(
@@ -44,19 +45,31 @@ def measure_clusters(
     """
     labels = np.asarray(labels)
     clustered = labels[labels >= 0]
+    n_clusters = len(np.unique(clustered))
+    n_compared = MAX_CLUSTER_PAIRS // max(1, n_clusters)
     coherence = local_coherence(vectors, labels, m=n_neighbors, random_state=seed)
     scores = {
         "rows": float(len(labels)),
-        "clusters": float(len(np.unique(clustered))),
+        "clusters": float(n_clusters),
         "noise": float(len(labels) - len(clustered)),
         "silhouette": _silhouette(vectors, labels, seed=seed),
-        "davies_bouldin": davies_bouldin(vectors, labels),
+        "davies_bouldin": davies_bouldin(vectors, labels, sample_size=n_compared, random_state=seed),
         "calinski_harabasz": calinski_harabasz(vectors, labels),
         "local_coherence": coherence.mean,
         "random_coherence": coherence.random_mean,
         "coherence_gain": coherence.mean - coherence.random_mean,
     }
     return scores if true_labels is None else scores | agreement_with_labels(labels, true_labels)
+
+
+def sampled_scores(scores: Mapping[str, Any]) -> frozenset[str]:
+    """Names of those of the scores that are of a sample, because there are very many rows or clusters."""
+    n_clusters, n_clustered = scores["clusters"], scores["rows"] - scores["noise"]
+    is_sampled = {
+        "silhouette": n_clusters * n_clustered > MAX_COMPARED,
+        "davies_bouldin": n_clusters**2 > MAX_CLUSTER_PAIRS,
+    }
+    return frozenset(name for name, sampled in is_sampled.items() if sampled)
 
 
 def agreement_with_labels(labels: np.ndarray, true_labels: Sequence[object]) -> dict[str, float]:

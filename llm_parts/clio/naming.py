@@ -6,6 +6,7 @@ the members' vectors: a local model decodes it (see patchscope.py), any other se
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from llm_parts.clio.masking import Masker
-from llm_parts.clio.parent_names import MAX_SENTENCES, Questions, short_name, with_suffix
+from llm_parts.clio.nearby import nearest_others
+from llm_parts.clio.parent_names import MAX_SENTENCES, Questions, first_free, short_name
 from llm_parts.clio.prompts import tagged, text_cards
 from llm_parts.clio.schemas import ClusterNameAnswer, HierarchyAssignAnswer
 from llm_parts.clio.taxonomy import ClusterName
@@ -26,6 +28,7 @@ log = logging.getLogger(__name__)
 STEP = "cluster_name"
 CHECK_STEP = "name_check"
 SIBLINGS = 4  # names beside the right one in a forced choice
+RIVALS = 50  # clusters of the same name that one is told apart from
 
 _TASK = """
 You name a cluster of dialogues. {shown}
@@ -97,7 +100,7 @@ class Namer:
         """Ask for names that several clusters bear once more, all of them together; then tell them apart by words."""
         names = list(names)
         asked = [(row, group) for group in same_names(names) if len(group) > 1 for row in group]
-        against = {row: [other for other in group if other != row] for row, group in asked}
+        against = {row: _others(row, group) for row, group in asked}
         names = self.rename(names, evidence, against=against)
         for group in same_names(names):
             _number_apart(names, group, evidence)
@@ -168,16 +171,21 @@ def _set_against(evidence: Sequence[NameEvidence], row: int, others: Sequence[in
 
 def _number_apart(names: list[ClusterName], group: Sequence[int], evidence: Sequence[NameEvidence]) -> None:
     """Put the words that only its members use behind each of some equal names but the first, else a number."""
+    if len(group) < 2:
+        return
     taken = {normal_name(name.name) for name in names}
+    numerals = map(str, itertools.count(2))  # one row of them for all: a number that is taken once stays so
     for row in group[1:]:
-        others = [text for other in group if other != row for text in evidence[other].members]
+        others = [text for other in _others(row, group) for text in evidence[other].members]
         words = " ".join(keywords(evidence[row].members, others=others, n_words=2))
         old = names[row]
-        suffixes = [*([words] if words else []), *map(str, range(2, len(names) + 2))]
-        tries = [with_suffix(old.name, suffix) for suffix in suffixes]
-        name = next(text for text in tries if normal_name(text) not in taken)
-        taken.add(normal_name(name))
+        name = first_free(old.name, itertools.chain([words] if words else [], numerals), taken)
         names[row] = ClusterName(name, old.summary)
+
+
+def _others(row: int, group: Sequence[int]) -> list[int]:
+    """The other clusters of a group, the first RIVALS of them: how many bear one name has no bound."""
+    return [other for other in group[: RIVALS + 1] if other != row][:RIVALS]
 
 
 # --- Are they true ---------------------------------------------------------------------------------------------------
@@ -198,8 +206,13 @@ def check_names(
     `members[i]` are texts of cluster i, centroids [k, d] of unit length; `only` these clusters are asked about.
     """
     checks = [NameCheck() for _ in names]
-    rows = range(len(names)) if only is None else only
-    asked = [(row, order, text) for row in rows for order, text in _choices(row, members[row], centroids, seed=seed)]
+    rows = np.arange(len(names)) if only is None else np.asarray(only, np.int64)
+    siblings = nearest_others(centroids, SIBLINGS, rows=rows, seed=seed)  # [rows, siblings]
+    asked = [
+        (row, order, text)
+        for row, others in zip(rows.tolist(), siblings.tolist(), strict=True)
+        for order, text in _choices(row, others, members[row], seed=seed)
+    ]
     answers = questions.ask(
         [_choice_prompt(text, [names[other].name for other in order]) for _, order, text in asked],
         instructions=CHECK_INSTRUCTIONS,
@@ -219,9 +232,8 @@ def check_names(
     return checks
 
 
-def _choices(row: int, texts: Sequence[str], centroids: np.ndarray, *, seed: int) -> Iterator[tuple[list[int], str]]:
+def _choices(row: int, siblings: list[int], texts: Sequence[str], *, seed: int) -> Iterator[tuple[list[int], str]]:
     """For each text of cluster `row` the clusters whose names it chooses from, in an order of its own."""
-    siblings = _nearest(centroids, row)
     for number, text in enumerate(texts if siblings else ()):
         yield np.random.default_rng([seed, row, number]).permutation([row, *siblings]).tolist(), text
 
@@ -229,9 +241,3 @@ def _choices(row: int, texts: Sequence[str], centroids: np.ndarray, *, seed: int
 def _choice_prompt(text: str, names: Sequence[str]) -> str:
     child, parents = tagged("children", [{"name": text}]), tagged("parents", [{"name": name} for name in names])
     return f"The dialogue:\n{child}\n\nThe names:\n{parents}\n\nWhich one fits?"
-
-
-def _nearest(centroids: np.ndarray, row: int) -> list[int]:
-    nearness = centroids @ centroids[row]
-    nearness[row] = -np.inf
-    return np.argsort(-nearness, kind="stable")[: min(SIBLINGS, len(centroids) - 1)].tolist()

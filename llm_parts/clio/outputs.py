@@ -134,7 +134,7 @@ def _atlas_columns(report: ClioReport) -> Columns:
 def _comparison_csv(report: ClioReport) -> str:
     rows = next((rows for title, rows in report.tables if title == COMPARISON_TITLE), None)
     if rows is None:
-        rows = compare_hierarchies(report.hierarchies, base_labels=report.base_labels, true_labels=None, distances=None)
+        rows = compare_hierarchies(report.hierarchies, base_labels=report.base_labels, true_labels=None, centroids=None)
     text = io.StringIO(newline="")
     names = list(dict.fromkeys([*COLUMNS, *(name for row in rows for name in row)]))
     writer = csv.DictWriter(text, names, lineterminator="\n")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from pydantic import BaseModel
 
 from common.escaping import safe_text
+from common.grouping import cluster_members
 from llm_parts.client import LlmRequest
+from llm_parts.clio.nearby import nearest_outside
 from llm_parts.clio.prompts import build_messages, named_cards, tagged
 from llm_parts.clio.schemas import HierarchyRenameAnswer
 from llm_parts.clio.taxonomy import ClusterName, Level
@@ -115,8 +118,8 @@ def name_level(
     its largest child.
     """
     _, parents = np.unique(parent_of, return_inverse=True)  # [n_children], numbered without gaps
-    groups = [_largest_first(np.flatnonzero(parents == parent), sizes) for parent in range(parents.max() + 1)]
-    outsiders = _nearest_outsiders(groups, vectors)
+    groups = [_largest_first(rows, sizes) for _, rows in cluster_members(parents, int(parents.max()) + 1)]
+    outsiders = list(nearest_outside(groups, vectors, MAX_OUTSIDERS_SHOWN))
     names = [children[group[0]] for group in groups]
     asked = [number for number, group in enumerate(groups) if len(group) > 1]
     prompts = [_rename_prompt(children, groups[number], outsiders[number]) for number in asked]
@@ -155,7 +158,7 @@ def _rename_prompt(
     shown = named_cards([children[row] for row in group[:MAX_CHILDREN_SHOWN]])
     parts = [f"Clusters of the group, the largest first:\n{tagged('children', shown)}"]
     if len(outsiders):
-        others = named_cards([children[row] for row in outsiders[:MAX_OUTSIDERS_SHOWN]])
+        others = named_cards([children[row] for row in outsiders])
         parts.append(f"Clusters of other groups:\n{tagged('outsiders', others)}")
     if taken:
         parts.append(
@@ -167,17 +170,6 @@ def _rename_prompt(
 
 def _largest_first(rows: np.ndarray, sizes: np.ndarray) -> np.ndarray:
     return rows[np.argsort(-sizes[rows], kind="stable")]
-
-
-def _nearest_outsiders(groups: Sequence[np.ndarray], vectors: np.ndarray) -> list[np.ndarray]:
-    """For each group the rows of others that are nearest to its mean, the nearest first."""
-    found = []
-    for group in groups:
-        nearness = vectors @ vectors[group].mean(axis=0)
-        nearness[group] = -np.inf
-        n_others = min(MAX_OUTSIDERS_SHOWN, len(vectors) - len(group))
-        found.append(np.argsort(-nearness, kind="stable")[:n_others])
-    return found
 
 
 def _tell_apart(
@@ -194,7 +186,7 @@ def _tell_apart(
     asked, prompts = [], []
     for numbers in same:
         for number in numbers:
-            others = np.concatenate([groups[other] for other in numbers if other != number])
+            others = _first_rows((groups[other] for other in numbers if other != number), MAX_OUTSIDERS_SHOWN)
             prompts.append(_rename_prompt(children, groups[number], others, taken=names[number].name))
             asked.append(number)
     for number, name in zip(asked, _ask_names(prompts, questions=questions, step=step), strict=True):
@@ -217,12 +209,28 @@ def _name_by_child(
 ) -> None:
     """Add the largest child to all but the first of some equal names, and a number where that is taken too."""
     taken = {normal_name(name.name) for name in names}
+    numerals = map(str, itertools.count(2))  # one row of them for all: a number that is taken once stays so
     for number in numbers[1:]:
         old, child = names[number], children[groups[number][0]].name
-        tries = [with_suffix(old.name, suffix) for suffix in (child, *map(str, range(2, len(names) + 2)))]
-        new = next(text for text in tries if normal_name(text) not in taken)
-        taken.add(normal_name(new))
+        new = first_free(old.name, itertools.chain([child], numerals), taken)
         names[number] = ClusterName(new, old.summary)
+
+
+def _first_rows(groups: Iterable[np.ndarray], n: int) -> np.ndarray:
+    """The first `n` rows of groups one after the other; no more groups are looked at than that takes."""
+    found: list[int] = []
+    for group in groups:
+        found += group[: n - len(found)].tolist()
+        if len(found) == n:
+            break
+    return np.array(found, np.int64)
+
+
+def first_free(name: str, suffixes: Iterable[str], taken: set[str]) -> str:
+    """The name with the first suffix by which it is not `taken`, where it is put down as taken."""
+    new = next(text for suffix in suffixes if normal_name(text := with_suffix(name, suffix)) not in taken)
+    taken.add(normal_name(new))
+    return new
 
 
 def with_suffix(name: str, suffix: str) -> str:

@@ -284,7 +284,7 @@ class ClioRun:
             hierarchies,
             base_labels=base.labels,
             true_labels=self.true_labels(),
-            distances=1.0 - base.centroids @ base.centroids.T,
+            centroids=base.centroids,
             votes=inspection.votes,
         )
         top = base_paths(hierarchies[0], n_base=base.n_clusters)[0]

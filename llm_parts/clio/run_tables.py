@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_parts.clio.conversations import ConversationTable
 from llm_parts.clio.facets import FacetTable
+from llm_parts.clio.measures import sampled_scores
 
 Row = dict[str, Any]
 
@@ -52,8 +53,10 @@ def facet_rows(facets: FacetTable, *, least: int) -> list[Row]:
 
 
 def score_table(scores: Mapping[str, Any]) -> list[Row]:
-    """One row for each score, under the name that people know it by."""
-    return [{"score": _SCORES.get(name, name.replace("_", " ")), "value": value} for name, value in scores.items()]
+    """One row for each score, under the name that people know it by, and whether it is that of a sample."""
+    words = {name: _SCORES.get(name, name.replace("_", " ")) for name in scores}
+    words |= {name: f"{words[name]}, of a sample" for name in sampled_scores(scores)}
+    return [{"score": words[name], "value": value} for name, value in scores.items()]
 
 
 def calls_rows(plan: Mapping[str, Any], steps: Mapping[str, Mapping[str, Any]]) -> list[Row]:

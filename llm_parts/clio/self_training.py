@@ -121,7 +121,7 @@ def _train(
     encoder: TextEncoder,
     texts: Sequence[str],
     groups: dict[int, np.ndarray],
-    near: np.ndarray,
+    near: Sequence[set[int]],
     *,
     settings: VectorSettings,
     seed: int,

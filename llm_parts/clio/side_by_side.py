@@ -144,7 +144,7 @@ def _sampling_row(
     true_labels: Sequence[Any] | None,
 ) -> Row:
     cosines = (embed(as_texts(made.names)) * embed(as_texts(ours.names))).sum(axis=1)
-    compared = compare_hierarchies([made.hierarchy], base_labels=base.labels, true_labels=true_labels, distances=None)
+    compared = compare_hierarchies([made.hierarchy], base_labels=base.labels, true_labels=true_labels, centroids=None)
     top = compared[0] if compared else {}
     return {
         "temperature": models.llm.temperature if settings.temperature is None else settings.temperature,
