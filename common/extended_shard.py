@@ -8,9 +8,11 @@ columns would have to do. A shard that another program laid out in its own way i
 from __future__ import annotations
 
 import io
+import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +33,7 @@ from common.parquet_footer import (
 )
 from common.shard_writer import parquet_options, write_shard
 from common.shards import ROW_GROUP_ROWS, STAMP_KEY, Shard, Stamp, damaged
-from common.threads import begin, map_ahead
+from common.threads import map_ahead
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -92,12 +94,15 @@ def write_extended_shard(path: Path, extension: Extension, stamp: Stamp) -> None
             write_shard(path, extension.schema, extension.whole_tables(), stamp)
             return
         _refuse_other_rows(path, before, stamp)
-        with atomic_file(path) as file:
+        moved = _place_chunks(source, before.groups, extension)
+        with atomic_file(path) as file, ThreadPoolExecutor(1, thread_name_prefix="copy") as copier:
             file.write(MAGIC)
-            new_tables = begin(extension.new_tables())  # computed while the others are copied
-            copied = _copy_chunks(source, before.groups, file, extension)
-            new = _write_chunks(new_tables, extension.new_schema, [group.n_rows for group in before.groups], file)
-            groups = [RowGroup(group.n_rows, copied[at] | new[at]) for at, group in enumerate(before.groups)]
+            copying = copier.submit(_copy_chunks, source, before.groups, moved, Path(file.name), extension)
+            file.seek(max((chunk.end for chunks in moved for chunk in chunks.values()), default=len(MAGIC)))
+            sizes = [group.n_rows for group in before.groups]
+            new = _write_chunks(extension.new_tables(), extension.new_schema, sizes, file)
+            copying.result()
+            groups = [RowGroup(n_rows, moved[at] | new[at]) for at, n_rows in enumerate(sizes)]
             file.write(end_of_file(footer.with_groups(groups)))
 
 
@@ -144,24 +149,46 @@ def _refuse_other_rows(path: Path, before: Footer, stamp: Stamp) -> None:
 # --- Chunks ----------------------------------------------------------------------------------------------------------
 
 
-def _copy_chunks(
-    source: IO[bytes], groups: Sequence[RowGroup], file: IO[bytes], extension: Extension
-) -> list[dict[LeafPath, Chunk]]:
-    """Copy the chunks of the columns that stay; returns them by row group, where they lie now."""
-    copied = {name.encode() for name in extension.copied}
-    decoded = {name.encode() for name in extension.reads}  # pyarrow looks at their checksums
+def _place_chunks(source: IO[bytes], groups: Sequence[RowGroup], extension: Extension) -> list[dict[LeafPath, Chunk]]:
+    """Where the chunks of the columns that stay will lie, by row group: one behind the other from the file's begin.
+
+    Raises UserError where the footer of the source names bytes that are not there.
+    """
+    names = {name.encode() for name in extension.copied}
+    n_bytes = source.seek(0, 2)
+    end = len(MAGIC)
     moved: list[dict[LeafPath, Chunk]] = []
     for group in groups:
-        chunks = [chunk for chunk in group.chunks.values() if chunk.path[0] in copied]
         moved.append({})
+        chunks = [chunk for chunk in group.chunks.values() if chunk.path[0] in names]
         for chunk in sorted(chunks, key=lambda chunk: chunk.start):
-            moved[-1][chunk.path] = chunk.moved(file.tell() - chunk.start)
-            source.seek(chunk.start)
-            if chunk.path[0] in decoded:
-                _copy_bytes(source, file, chunk.n_bytes, extension.source)
-            else:
-                file.write(_verified(source.read(chunk.n_bytes), extension.source))
+            if not 0 <= chunk.start <= chunk.end <= n_bytes:
+                raise damaged(extension.source.path, ValueError("its footer names a column that lies outside of it"))
+            moved[-1][chunk.path] = chunk.moved(end - chunk.start)
+            end += chunk.n_bytes
     return moved
+
+
+def _copy_chunks(
+    source: IO[bytes],
+    groups: Sequence[RowGroup],
+    moved: Sequence[dict[LeafPath, Chunk]],
+    path: Path,
+    extension: Extension,
+) -> None:
+    """Copy chunks to their new places in a file that is being written behind them, and see them onto the disk."""
+    decoded = {name.encode() for name in extension.reads}  # who decodes them looks at their checksums
+    with path.open("r+b") as file:
+        for group, chunks in zip(groups, moved, strict=True):
+            for leaf, chunk in chunks.items():
+                source.seek(group.chunks[leaf].start)
+                file.seek(chunk.start)
+                if leaf[0] in decoded:
+                    _copy_bytes(source, file, chunk.n_bytes, extension.source)
+                else:
+                    file.write(_verified(source.read(chunk.n_bytes), extension.source))
+        file.flush()
+        os.fdatasync(file.fileno())
 
 
 def _copy_bytes(source: IO[bytes], file: IO[bytes], n_bytes: int, shard: Shard) -> None:

@@ -52,6 +52,11 @@ class Chunk:
         return int(self.metadata[_COMPRESSED][1])
 
     @property
+    def end(self) -> int:
+        """The first byte behind it."""
+        return self.start + self.n_bytes
+
+    @property
     def n_bytes_decompressed(self) -> int:
         """Its bytes without compression."""
         return int(self.metadata[_BYTES][1])

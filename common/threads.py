@@ -69,17 +69,8 @@ def read_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
     An exception comes where the item would have come.
     """
-    yield from begin(items)
-
-
-def begin(items: Iterator[Item]) -> Iterator[Item]:
-    """Begin with the first of the items at once, in a thread, and go on as `read_ahead` does."""
-    reader = ThreadPoolExecutor(1, thread_name_prefix="read-ahead")
-    return _follow(items, reader, reader.submit(next, items, _END))
-
-
-def _follow(items: Iterator[Item], reader: ThreadPoolExecutor, upcoming: Future[Item | object]) -> Iterator[Item]:
-    with reader:
+    with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+        upcoming: Future[Item | object] = reader.submit(next, items, _END)
         while (item := upcoming.result()) is not _END:
             upcoming = reader.submit(next, items, _END)
             yield item  # type: ignore[misc]

@@ -23,6 +23,7 @@ import resource
 import signal
 import sys
 import tempfile
+import threading
 import traceback
 from pathlib import Path
 from typing import Any, NoReturn
@@ -53,15 +54,16 @@ class Faults:
         self.at = fault["at"] if fault else -1
         self.how = fault["how"] if fault else ""
         self.n = 0
+        self._counting = threading.Lock()
         self.trace = os.open(trace_path, os.O_WRONLY | os.O_CREAT)
         self.disk_is_full = False
 
     def install(self) -> None:
         """Watch every way in which Python code changes a file."""
-        self._open, self._fsync = io.open, os.fsync
+        self._open, self._fsync, self._fdatasync = io.open, os.fsync, os.fdatasync
         sys.addaudithook(self._on_event)
         io.open = builtins.open = self._watched_open
-        os.fsync = self._watched_fsync
+        os.fsync, os.fdatasync = self._watched_fsync, self._watched_fdatasync
 
     def concerns(self, path: Any) -> bool:
         """Whether a path lies under the watched folder."""
@@ -71,7 +73,8 @@ class Faults:
 
     def touch(self, kind: str, path: Any, half: Any = None) -> None:
         """One touch; `half` writes half of what was to be written."""
-        number, self.n = self.n, self.n + 1
+        with self._counting:  # a shard is written by two threads
+            number, self.n = self.n, self.n + 1
         line = json.dumps([kind, os.path.relpath(os.path.abspath(os.fsdecode(path)), self.root)]) + "\n"
         os.write(self.trace, line.encode())
         if self.disk_is_full and kind == "write":
@@ -105,15 +108,22 @@ class Faults:
                 self.touch("remove", path)
 
     def _watched_open(self, file: Any, mode: str = "r", *arguments: Any, **keywords: Any) -> Any:
-        if mode in ("wb", "xb", "ab") and self.concerns(file):
+        if mode in ("wb", "xb", "ab", "r+b") and self.concerns(file):
             return _WatchedFile(io.FileIO(file, mode.replace("b", "")), self)
         return self._open(file, mode, *arguments, **keywords)
 
     def _watched_fsync(self, descriptor: int) -> None:
+        self._touch_descriptor(descriptor)
+        self._fsync(descriptor)
+
+    def _watched_fdatasync(self, descriptor: int) -> None:
+        self._touch_descriptor(descriptor)
+        self._fdatasync(descriptor)
+
+    def _touch_descriptor(self, descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if self.concerns(path):
             self.touch("fsync", path)
-        self._fsync(descriptor)
 
 
 class _WatchedFile(io.BufferedWriter):

@@ -266,14 +266,17 @@ def test_ids_half_renewed_are_refused_though_every_shard_has_the_column(pipeline
     for stage in ("purity", "dataset"):
         assert pipeline.run(stage).exit_code == 1
     assert "other centroids" in pipeline.run("purity").error
-    killed = pipeline.run("predict", "--overwrite", fault={"at": 70, "how": "kill"})
+    touches = pipeline.run("predict", "--overwrite").touches
+    second_shard = touches.index(("rename", "pca/part-00001.parquet"))
+    assert pipeline.run("train", "train.n_clusters=5", "--overwrite").exit_code == 0
+    killed = pipeline.run("predict", "--overwrite", fault={"at": second_shard, "how": "kill"})
     assert killed.exit_code == -signal.SIGKILL
     refused = pipeline.run("purity")
     assert refused.exit_code == 1 and "unfinished" in refused.error
     assert pipeline.run("predict", "--overwrite").exit_code == 0
     assert pipeline.run("purity").exit_code == 0
     ids = pa.concat_tables([pq.read_table(path) for path in sorted((pipeline.work / "pca").glob("*.parquet"))])
-    assert set(ids["cluster_id"].to_pylist()) == {0, 1, 2, 3, None}
+    assert set(ids["cluster_id"].to_pylist()) == {0, 1, 2, 3, 4, None}
 
 
 def test_ids_into_a_folder_of_their_own(pipeline: TextPipeline) -> None:
