@@ -7,12 +7,18 @@ one of a thousand.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+LogFactorial = Callable[[Any], np.ndarray]
+
 # One-sided 95% of the normal distribution.
 Z_95_ONE_SIDED = 1.645
+
+# Entries of a table of log factorials.
+_LONGEST_TABLE = 2_000_000
 
 
 def wilson_lower_bound(successes: Any, n: Any, *, z: float = Z_95_ONE_SIDED) -> Any:
@@ -79,15 +85,22 @@ def expected_mutual_information(cluster_totals: np.ndarray, label_totals: np.nda
     n = int(cluster_totals.sum())
     if len(cluster_totals) == 1 or len(label_totals) == 1:
         return 0.0
-    log_factorial = _log_factorials(n)
+    if len(cluster_totals) > len(label_totals):  # both ways give the same, and the loop is over the fewer
+        cluster_totals, label_totals = label_totals, cluster_totals
     labels, label_weights = np.unique(label_totals.astype(np.int64), return_counts=True)
+    sizes, size_weights = np.unique(cluster_totals.astype(np.int64), return_counts=True)
+    few = _log_factorials(0, max(sizes[-1], labels[-1]))
+    many = _log_factorials(max(0, n - sizes[-1] - labels[-1]), n)
     total = 0.0
-    for size, weight in zip(*np.unique(cluster_totals.astype(np.int64), return_counts=True), strict=True):
-        total += float(weight) * _expected_of_cluster(int(size), labels, label_weights, n, log_factorial)
+    for size, weight in zip(sizes.tolist(), size_weights.tolist(), strict=True):
+        total += weight * _expected_of_cluster(size, labels, label_weights, n, few, many)
     return total
 
 
-def _expected_of_cluster(size: int, labels: np.ndarray, label_weights: np.ndarray, n: int, log_factorial: Any) -> float:
+def _expected_of_cluster(
+    size: int, labels: np.ndarray, label_weights: np.ndarray, n: int, few: LogFactorial, many: LogFactorial
+) -> float:
+    """Its sum over all labels; `few` and `many` are log factorials of counts near 0 and near n."""
     mean = size * labels / n
     # By Bernstein's inequality, counts farther from their mean than this have less than exp(-40) of the probability.
     reach = 40 / 3 + np.sqrt((40 / 3) ** 2 + 80.0 * mean * (1.0 - labels / n))
@@ -97,21 +110,21 @@ def _expected_of_cluster(size: int, labels: np.ndarray, label_weights: np.ndarra
     starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
     cell = np.repeat(low, lengths) + np.arange(lengths.sum()) - starts  # every count of every cell, one after another
     label = np.repeat(labels, lengths)
-    fixed = log_factorial(labels) + log_factorial(n - labels) + log_factorial(size) + log_factorial(n - size)
-    log_probability = np.repeat(fixed, lengths) - log_factorial(n) - log_factorial(cell) - log_factorial(size - cell)
-    log_probability -= log_factorial(label - cell) + log_factorial(n - size - label + cell)
+    fixed = few(labels) + many(n - labels) + few(size) + many(n - size) - many(n)
+    log_probability = np.repeat(fixed, lengths) - few(cell) - few(size - cell) - few(label - cell)
+    log_probability -= many(n - size - label + cell)
     information = cell / n * (np.log(cell) + math.log(n) - math.log(size) - np.log(label))
     return float(np.sum(np.repeat(label_weights, lengths) * information * np.exp(log_probability)))
 
 
-def _log_factorials(n: int) -> Any:
-    """Return the function log(x!), from a table where that is small."""
+def _log_factorials(low: int, high: int) -> LogFactorial:
+    """The function log(x!) of counts from `low` to `high`, from a table where that is small."""
     from scipy.special import gammaln
 
-    if n > 2_000_000:
+    if high - low > _LONGEST_TABLE:
         return lambda counts: gammaln(np.asarray(counts, np.float64) + 1.0)
-    table = gammaln(np.arange(n + 1, dtype=np.float64) + 1.0)
-    return lambda counts: table[counts]
+    table = gammaln(np.arange(low, high + 1, dtype=np.float64) + 1.0)
+    return lambda counts: table[counts - low]
 
 
 def _entropy(totals: np.ndarray) -> float:

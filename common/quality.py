@@ -86,6 +86,7 @@ class Contingency:
 
     def __init__(self) -> None:
         self._label_codes: dict[str, int] = {}  # codes start at 1; 0 is "no label"
+        self._code_of_text: dict[str, int] = {}  # of labels as they were met, blanks around them and all
         self._keys: list[np.ndarray] = [np.zeros(0, np.int64)]
         self._counts: list[np.ndarray] = [np.zeros(0, np.int64)]
 
@@ -176,6 +177,13 @@ class Contingency:
         return codes[_to_numpy(encoded.indices, absent=len(values))]
 
     def _code(self, value: Any) -> int:
+        if not isinstance(value, str):
+            return self._new_code(value)
+        if value not in self._code_of_text:
+            self._code_of_text[value] = self._new_code(value)
+        return self._code_of_text[value]
+
+    def _new_code(self, value: Any) -> int:
         label = label_text(value)
         return _NO_LABEL if label is None else self._label_codes.setdefault(label, len(self._label_codes) + 1)
 
@@ -188,9 +196,7 @@ class Contingency:
 
     def _compact(self) -> None:
         if len(self._keys) > 1:
-            keys, inverse = np.unique(np.concatenate(self._keys), return_inverse=True)
-            counts = np.zeros(len(keys), np.int64)
-            np.add.at(counts, inverse, np.concatenate(self._counts))
+            keys, counts = _count_pairs(*_split_keys(np.concatenate(self._keys)), np.concatenate(self._counts))
             self._keys, self._counts = [keys], [counts]
 
 
@@ -226,15 +232,18 @@ def _cluster_quality(
     )
 
 
-def _count_pairs(clusters: np.ndarray, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs that occur in a batch as rising keys, and how often."""
+def _count_pairs(
+    clusters: np.ndarray, codes: np.ndarray, counts: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs that occur as rising keys, and how often; or the sums of their `counts`."""
     n_codes = int(codes.max(initial=0)) + 1
     n_cells = (int(clusters.max(initial=-1)) + 2) * n_codes
-    if n_cells > _TABLE_CELLS:
-        return np.unique(((clusters + 1) << _CODE_BITS) | codes, return_counts=True)
-    counts = np.bincount((clusters + 1) * n_codes + codes, minlength=n_cells)
-    cells = np.flatnonzero(counts)
-    return ((cells // n_codes) << _CODE_BITS) | (cells % n_codes), counts[cells]
+    if n_cells <= _TABLE_CELLS:
+        totals = np.bincount((clusters + 1) * n_codes + codes, weights=counts, minlength=n_cells)
+        cells = np.flatnonzero(totals)
+        return ((cells // n_codes) << _CODE_BITS) | (cells % n_codes), totals[cells].astype(np.int64)
+    keys, places = np.unique(((clusters + 1) << _CODE_BITS) | codes, return_inverse=True)
+    return keys, np.bincount(places, weights=counts, minlength=len(keys)).astype(np.int64)
 
 
 def _split_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
