@@ -364,6 +364,8 @@ def main() -> None:
     if arguments.threads:
         limit_threads(arguments.threads)
     sizes = Sizes.small(arguments.rows) if arguments.rows else Sizes()
+    if arguments.folder:
+        arguments.folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=arguments.folder, prefix="text_pipeline-") as folder:
         for name in arguments.only:
             print(f"{name} …", file=sys.stderr, flush=True)
