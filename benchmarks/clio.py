@@ -2,6 +2,7 @@
 
     python benchmarks/clio.py --only size --rows 25000 100000 --folder runs/bench-clio
     python benchmarks/clio.py --only growth --rows 25000 50000 100000 200000 --folder runs/bench-clio
+    python benchmarks/clio.py --only growth --vectors runs/bench-clio/100000/steps/vectors.safetensors --n-clusters 0.1
     python benchmarks/clio.py --only settings                 # UMAP's settings, on parts of the train split
     python benchmarks/clio.py --only banking77                # ACC and NMI against scikit-learn's k-means
     python benchmarks/clio.py --only banking77 --self-training
@@ -10,8 +11,10 @@ Sizes are measured on made-up facets, all of them different: they are embedded b
 default settings, members and outsiders are gathered for names, and all are placed on the map, by the steps of a run and
 in one process, whose time and memory are told after each step. A run that was ended goes on in the same --folder; what
 was taken from there is told as such, and is not measured. Growth is that of the steps behind the embedding, which takes
-each facet by itself: the same facets are given vectors at once, each the mean of its tokens' vectors in the first layer
-of the default model. Sizes that an earlier run left in --folder are taken from there, and told as such.
+each facet by itself. It is measured on the first rows of --vectors, embeddings that --only size left in its folder;
+without, the same facets are given vectors at once, each the mean of its tokens' vectors in the first layer of the
+default model. Sizes that an earlier run left in --folder are taken from there, and told as such. What is sought in
+cells, outsiders and siblings of clusters, is held against a comparison with all rows, for 200 of the clusters.
 
 Banking77's test part is read as dialogues of one turn whose only facet is the request itself: no model is asked
 anything. The defaults of UMAP are held against others on samples of the train split, so that the test part has no say
@@ -27,7 +30,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +49,7 @@ LIMIT_MIB = 4096
 SEEDS = tuple(range(10))
 TRAIN_PARTS, TRAIN_SEEDS = 2, (0, 1, 2)
 WARM_UP_ROWS = 12_000  # as many as take the ways of very many
+N_SIBLINGS, N_ASKED = 4, 200  # siblings of a cluster, and clusters by which it is judged what was found
 UMAP_SETTINGS = ((10, 5), (15, 5), (15, 10), (15, 15), (30, 5))  # n_neighbors, n_components
 KMEANS_REACH, UMAP_REACH = (0.62, 0.79), (0.69, 0.835)  # ACC and NMI
 Result = dict[str, Any]
@@ -97,28 +101,68 @@ def facets_to_map(*, n_rows: int, folder: str) -> Callable[[], Result]:
     return work
 
 
-def growth(*, n_rows: int) -> Callable[[], Result]:
+def growth(*, n_rows: int, vectors_path: str | None, n_clusters: float | str) -> Callable[[], Result]:
     """The steps of a run on given vectors, after a small run that loads and compiles what they need."""
-    vectors = vectors_of_words(made_up_facets(n_rows))
-    steps_on_vectors(vectors[: min(n_rows, WARM_UP_ROWS)], watch=StepWatch())
-    return lambda: steps_on_vectors(vectors, watch=StepWatch())
+    vectors = read_vectors(vectors_path, n_rows) if vectors_path else vectors_of_words(made_up_facets(n_rows))
+    settings = VectorSettings(n_clusters=n_clusters)
+    steps_on_vectors(vectors[: min(n_rows, WARM_UP_ROWS)], settings=settings, watch=StepWatch())
+    return lambda: steps_on_vectors(vectors, settings=settings, watch=StepWatch())
 
 
-def steps_on_vectors(vectors: np.ndarray, *, watch: StepWatch) -> Result:
-    """Cluster, gather evidence, merge and map."""
+def steps_on_vectors(vectors: np.ndarray, *, settings: VectorSettings, watch: StepWatch) -> Result:
+    """Cluster, gather evidence, merge, compare and map: all that goes through rows or clusters and asks no model."""
     from llm_parts.clio.base_clusters import cluster_vectors, members_and_outsiders
-    from llm_parts.clio.levels import cut, link
+    from llm_parts.clio.comparison import cophenetic_correlation
+    from llm_parts.clio.confident_rows import rivals
+    from llm_parts.clio.levels import cut, link, neighborhoods
     from llm_parts.clio.map2d import place_on_map
+    from llm_parts.clio.nearby import nearest_others
 
-    base = cluster_vectors(vectors, settings=VectorSettings(), seed=0)
+    base = cluster_vectors(vectors, settings=settings, seed=0)
     watch.lap("cluster", was_kept=False)
-    members_and_outsiders(vectors, base.labels, base.centroids, n_members=50, n_outsiders=50, seed=0)
+    evidence = members_and_outsiders(vectors, base.labels, base.centroids, n_members=50, n_outsiders=50, seed=0)
     watch.lap("evidence", was_kept=False)
-    cut(link(base.centroids), 10)
+    siblings = nearest_others(base.centroids, N_SIBLINGS)
+    watch.lap("siblings", was_kept=False)
+    rivals(base.centroids)
+    watch.lap("rivals", was_kept=False)
+    neighborhoods(base.centroids, seed=0)
+    watch.lap("neighbours", was_kept=False)
+    merges = link(base.centroids)
+    paths = np.stack([cut(merges, n_groups) for n_groups in (10, round((10 * base.n_clusters) ** 0.5))])
     watch.lap("linkage", was_kept=False)
+    cophenetic_correlation(paths, base.centroids)
+    watch.lap("cophenetic", was_kept=False)
     place_on_map(vectors, seed=0)
     watch.lap("map", was_kept=False)
-    return {"steps": watch.laps, "n_clusters": base.n_clusters}
+    found = [outsiders for _, outsiders in evidence]
+    return {
+        "steps": watch.laps,
+        "n_clusters": base.n_clusters,
+        "evidence_recall": share_found(found, vectors, base.centroids, own=base.labels),
+        "siblings_recall": share_found(list(siblings), base.centroids, base.centroids, own=np.arange(base.n_clusters)),
+    }
+
+
+def share_found(found: Sequence[np.ndarray], vectors: np.ndarray, centroids: np.ndarray, *, own: np.ndarray) -> float:
+    """The share of the rows nearest to centroids, but for their own, that were found; of N_ASKED centroids."""
+    asked = np.random.default_rng(0).permutation(len(centroids))[:N_ASKED].tolist()
+    shares = []
+    for cluster in asked:
+        cosines = np.where(own == cluster, -np.inf, vectors @ centroids[cluster])
+        true = np.argpartition(-cosines, len(found[cluster]) - 1)[: len(found[cluster])]
+        shares.append(len(np.intersect1d(true, found[cluster])) / len(true))
+    return round(float(np.mean(shares)), 4)
+
+
+def read_vectors(path: str, n_rows: int) -> np.ndarray:
+    """The first rows of the embeddings that --only size left; facets of any number are the first of more."""
+    from safetensors.numpy import load_file
+
+    vectors = load_file(path)["vectors"]
+    if len(vectors) < n_rows:
+        raise SystemExit(f"--vectors {path}: {len(vectors)} rows, and {n_rows} are asked for")
+    return np.array(vectors[:n_rows])
 
 
 def vectors_of_words(texts: list[str]) -> np.ndarray:
@@ -265,6 +309,9 @@ def size_lines(n_rows: int, cost: Cost) -> list[str]:
         f"{n_rows:,} facets, {cost.result['n_clusters']} base clusters, all steps in one process: "
         f"{cost.wall_s:.0f} s, processor {cost.cpu_s:.0f} s; peak {cost.peak_mib:.0f} MiB, {verdict} 4 GB",
     ]
+    for what in ("evidence", "siblings"):
+        if f"{what}_recall" in cost.result:
+            lines.append(f"  of the true {what} {cost.result[f'{what}_recall']:.1%} were found")
     for name, lap in cost.result["steps"].items():
         kept = "   (taken from the folder, in whole or in part)" if lap["was_kept"] else ""
         told = f"{lap['wall_s']:6.1f} s, processor {lap['cpu_s']:6.1f} s, peak until then {lap['peak_mib']} MiB"
@@ -319,6 +366,8 @@ def main() -> None:
     parser.add_argument("--only", choices=("size", "growth", "settings", "banking77"), default=None)
     parser.add_argument("--rows", type=int, nargs="+", default=[25_000, 100_000])
     parser.add_argument("--folder", type=Path, help="where steps are kept, so that a run may go on; default: nowhere")
+    parser.add_argument("--vectors", type=Path, help="growth: embeddings to take, a steps/vectors.safetensors")
+    parser.add_argument("--n-clusters", default="auto", help="growth: a number, a share of the rows below 1, or auto")
     parser.add_argument("--self-training", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=None)
@@ -331,7 +380,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as nowhere:
             results["sizes"] = measure_sizes(sorted(arguments.rows), arguments.folder or Path(nowhere))
     if arguments.only == "growth":
-        results["growth"] = measure_growth(sorted(arguments.rows), arguments.folder)
+        results["growth"] = measure_growth(
+            sorted(arguments.rows), arguments.folder, vectors=arguments.vectors, n_clusters=arguments.n_clusters
+        )
     if arguments.only in (None, "settings"):
         results["umap_settings"] = run_side(Side("benchmarks.clio:umap_settings")).result
         say("\n".join(settings_lines(results["umap_settings"])))
@@ -354,16 +405,20 @@ def measure_sizes(rows: list[int], folder: Path) -> list[Result]:
     return sizes
 
 
-def measure_growth(rows: list[int], folder: Path | None) -> list[Result]:
+def measure_growth(rows: list[int], folder: Path | None, *, vectors: Path | None, n_clusters: str) -> list[Result]:
     """Each number of rows in a process of its own, but for those that an earlier run left in the folder."""
     sizes = []
     for n_rows in rows:
-        kept = folder / f"growth-{n_rows}.json" if folder else None
+        name = "-".join(["growth", str(n_rows), n_clusters, "embedded" if vectors else "words"])
+        kept = folder / f"{name}.json" if folder else None
         if kept and kept.exists():
             sizes.append(json.loads(kept.read_text(encoding="utf-8")))
             say(f"{n_rows:,} facets: measured before, {kept}")
             continue
-        cost = run_side(Side("benchmarks.clio:growth", {"n_rows": n_rows}))
+        wanted = n_clusters if n_clusters == "auto" else float(n_clusters)
+        path = str(vectors.resolve()) if vectors else None
+        arguments = {"n_rows": n_rows, "vectors_path": path, "n_clusters": wanted}
+        cost = run_side(Side("benchmarks.clio:growth", arguments))
         sizes.append({"rows": n_rows, "peak_mib": cost.peak_mib, "cpu_s": cost.cpu_s, **cost.result})
         say("\n".join(size_lines(n_rows, cost)))
         if kept:

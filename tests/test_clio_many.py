@@ -14,7 +14,7 @@ from common.separation import davies_bouldin
 from common.silhouette import silhouette_samples, silhouettes_of_rows
 from llm_parts.clio import levels, measures, nearby
 from llm_parts.clio.confident_rows import _thinned
-from llm_parts.clio.levels import MAX_LINKED, N_LINKED_GROUPS, link, neighborhoods
+from llm_parts.clio.levels import neighborhoods
 from llm_parts.clio.masking import Masker
 from llm_parts.clio.measures import measure_clusters, sampled_scores
 from llm_parts.clio.naming import RIVALS, NameEvidence, Namer
@@ -116,17 +116,6 @@ def test_very_many_vectors_are_cut_into_neighbourhoods_part_by_part(monkeypatch)
         assert alike / 2000 > 0.85  # what is alike lies together either way
     assert all(45 <= n <= 55 for n in sizes.values())
     assert len(neighborhoods(np.ones((600, 4)), seed=0)) == 1
-
-
-def test_more_vectors_than_can_be_linked_are_linked_in_groups(monkeypatch):
-    points, own = topics(700, 7, spread=0.05)
-    assert (MAX_LINKED, N_LINKED_GROUPS) == (10_000, 5_000)
-    monkeypatch.setattr(levels, "MAX_LINKED", 600)
-    monkeypatch.setattr(levels, "N_LINKED_GROUPS", 100)
-    merges = link(points)
-    assert len(merges.matrix) < 100 and len(merges.leaf_of) == 700
-    groups = levels.cut(merges, 7)
-    assert len({(a, b) for a, b in zip(groups.tolist(), own.tolist(), strict=True)}) == 7
 
 
 class OneName:

@@ -145,7 +145,7 @@ def test_too_many_vectors_are_linked_in_groups(monkeypatch):
     monkeypatch.setattr("llm_parts.clio.levels.N_LINKED_GROUPS", 12)
     vectors = embed([name.name for name in base_clusters(20)])  # [240, 8], four colours far apart
     merges = link(vectors)
-    assert len(merges.matrix) < 12
+    assert len(merges.matrix) == 11 and len(merges.leaf_of) == 240
     groups = cut(merges, 4)
     assert all(len(set(groups[start : start + 60])) == 1 for start in range(0, 240, 60)) and len(set(groups)) == 4
     assert len(set(cut(merges, 100))) == len(merges.matrix) + 1

@@ -33,8 +33,8 @@ MIN_ROWS_OF_UMAP = 5
 # take time with the square of the rows, and here no longer than the rest.
 MAX_ROWS_COMPARED = 10_000
 _N_INIT_ROWS = 5000
-# Rows times clusters up to which k-means compares all with all: some minutes on a core.
-MAX_COMPARED = 1 << 29
+# Rows times clusters up to which k-means compares all with all: a minute on a core.
+MAX_COMPARED = 1 << 27
 # Neighbours within eps that DBSCAN may list in all: 8 bytes each.
 _MAX_NEIGHBORS_WITHIN_EPS = 1 << 27
 _SAMPLED_ROWS = 256

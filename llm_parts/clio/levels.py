@@ -12,9 +12,9 @@ from common.grouping import cluster_members, cluster_sums
 
 NEIGHBORHOOD_SIZE = 40  # clusters that are shown together when parents are proposed
 NAMES_TOGETHER = 100  # proposed names that are shown together to be told apart
-MAX_LINKED = 10_000  # a tree of merges needs the distances of all pairs: 400 MB of them
-N_LINKED_GROUPS = 5_000  # into which more vectors are put before they are linked
-MAX_COMPARED = 1 << 22  # vectors times neighbourhoods up to which these are found at once
+MAX_LINKED = 5_000  # a tree of merges needs the distances of all pairs: 100 MB of them
+N_LINKED_GROUPS = 2_500  # into which more vectors are put before they are linked
+MAX_COMPARED = 1 << 19  # vectors times neighbourhoods up to which these are found at once
 
 
 @dataclass(frozen=True)
@@ -79,16 +79,21 @@ def link(vectors: np.ndarray) -> Merges:
     """The tree of merges of vectors [n, d] by Ward's criterion; beyond MAX_LINKED of them, of N_LINKED_GROUPS means."""
     from scipy.cluster.hierarchy import linkage
 
-    rows = np.asarray(vectors, dtype=np.float64)
-    leaf_of = np.arange(len(rows))
+    rows, leaf_of = np.asarray(vectors, dtype=np.float64), np.arange(len(vectors))
     if len(rows) > MAX_LINKED:
-        from sklearn.cluster import MiniBatchKMeans
-
-        labels = MiniBatchKMeans(N_LINKED_GROUPS, n_init=1, random_state=0).fit_predict(rows)
-        leaf_of = np.unique(labels, return_inverse=True)[1]
-        n_leaves = int(leaf_of.max()) + 1
-        rows = cluster_sums(rows, leaf_of, n_leaves) / np.bincount(leaf_of)[:, None]
+        leaf_of = _group(vectors, N_LINKED_GROUPS)
+        sizes = np.bincount(leaf_of)
+        rows = cluster_sums(rows, leaf_of, len(sizes)) / sizes[:, None]
     return Merges(linkage(rows, method="ward"), leaf_of)
+
+
+def _group(vectors: np.ndarray, n_groups: int) -> np.ndarray:
+    """Vectors [n, d] in as many groups by k-means, fewer only where fewer differ: [n] int64 from 0, without gaps."""
+    from common.kmeans import assign, train_lloyd
+
+    rows = np.ascontiguousarray(vectors, np.float32)
+    found = train_lloyd(lambda: [rows], n_clusters=n_groups, random_state=0)
+    return np.unique(assign(rows, found.centroids)[0], return_inverse=True)[1]
 
 
 def cut(merges: Merges, n_groups: int) -> np.ndarray:
