@@ -14,6 +14,7 @@ NEIGHBORHOOD_SIZE = 40  # clusters that are shown together when parents are prop
 NAMES_TOGETHER = 100  # proposed names that are shown together to be told apart
 MAX_LINKED = 5_000  # a tree of merges needs the distances of all pairs: 100 MB of them
 N_LINKED_GROUPS = 2_500  # into which more vectors are put before they are linked
+_N_PASSES = 5  # of k-means by which they are: groups of a few vectors need not be the best
 MAX_COMPARED = 1 << 19  # vectors times neighbourhoods up to which these are found at once
 
 
@@ -92,7 +93,7 @@ def _group(vectors: np.ndarray, n_groups: int) -> np.ndarray:
     from common.kmeans import assign, train_lloyd
 
     rows = np.ascontiguousarray(vectors, np.float32)
-    found = train_lloyd(lambda: [rows], n_clusters=n_groups, random_state=0)
+    found = train_lloyd(lambda: [rows], n_clusters=n_groups, max_epochs=_N_PASSES, init="random", random_state=0)
     return np.unique(assign(rows, found.centroids)[0], return_inverse=True)[1]
 
 
