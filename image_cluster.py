@@ -106,7 +106,6 @@ def run(
             n_workers=n_workers_of(settings.model.num_workers),
             progress=settings.progress,
         )
-        return_freed_memory()
         run_identity = identify_run(scanned, settings, identity)
         finished = find_finished(output_dir, run_identity, overwrite=overwrite)
         outcome = _reuse(finished, scanned, settings, input_dir, output_dir) if finished else None
@@ -244,11 +243,10 @@ def _sort_files(
     )
     report = organize(plan, progress=settings.progress)
     truth = outcome.truth.labels if outcome.truth else None
-    targets = plan.image_targets()
-    write_tables(outcome.clustered, output_dir=output_dir, truth=truth, targets=targets)
+    write_tables(outcome.clustered, output_dir=output_dir, truth=truth, targets=plan.image_targets)
     if settings.exports.fiftyone:
-        here = {source: output_dir / target for source, target in targets.items()}
-        write_fiftyone(outcome.clustered, path=output_dir / EXPORT_DIR / FIFTYONE_NAME, targets=here)
+        path = output_dir / EXPORT_DIR / FIFTYONE_NAME
+        write_fiftyone(outcome.clustered, path=path, targets=plan.image_targets, target_dir=output_dir)
     return _tell(report)
 
 

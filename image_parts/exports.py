@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from common.mapped import return_freed_memory
 from common.neighbors import Neighbors
 from common.progress import Stopwatch
 from image_parts.features import Features
-from image_parts.records import ClusteredImages, cluster_name, printable
+from image_parts.records import ClusteredImages, Targets, cluster_name, printable
 from image_parts.scan import n_workers_of
 from image_parts.settings import ImageSettings
 from image_parts.sprites import load_thumbnails, square_sprite
@@ -90,22 +90,28 @@ def write_embedding_atlas(
             writer.close()
 
 
-def write_fiftyone(clustered: ClusteredImages, *, path: Path, targets: Mapping[str, Path] | None = None) -> None:
+def write_fiftyone(
+    clustered: ClusteredImages, *, path: Path, targets: Targets | None = None, target_dir: Path | None = None
+) -> None:
     """Write a CSV for `fo.types.CSVDataset`: absolute `filepath` and what is known of each image.
 
-    `targets` (path of an image to where it lies now) is for images that were sorted.
+    `targets` is for images that were sorted: where those of a part of the rows lie now below `target_dir`.
     """
     with atomic_file(path) as file:
         file.write(b"filepath,cluster,raw_label,probability,x,y,z,sha256\r\n")
         for start in range(0, len(clustered.records), _CHUNK):
-            file.write(_fiftyone_lines(clustered, slice(start, start + _CHUNK), targets or {}).encode())
+            part = slice(start, start + _CHUNK)
+            paths = [record.path for record in clustered.records[part]]
+            if targets and target_dir:
+                now = zip(targets(part), paths, strict=True)
+                paths = [path if target is None else target_dir / target for target, path in now]
+            file.write(_fiftyone_lines(clustered, part, paths).encode())
 
 
-def _fiftyone_lines(clustered: ClusteredImages, part: slice, targets: Mapping[str, Path]) -> str:
+def _fiftyone_lines(clustered: ClusteredImages, part: slice, paths: Sequence[Path]) -> str:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    for row, record in enumerate(clustered.records[part], part.start):
-        here = targets.get(str(record.path), record.path)
+    for row, (record, here) in enumerate(zip(clustered.records[part], paths, strict=True), part.start):
         place = [f"{value:.6g}" for value in clustered.coordinates[row]]
         name, raw = cluster_name(int(clustered.labels[row])), int(clustered.raw_labels[row])
         writer.writerow([printable(str(here)), name, raw, f"{clustered.probabilities[row]:.6g}", *place, record.sha256])

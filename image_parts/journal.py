@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from common.commit import LockHeld, sync_folder
 from common.config import UserError
@@ -23,7 +23,27 @@ JOURNAL_NAME = "journal.jsonl"
 Stage = Literal["none", "unfinished", "finished", "undoing", "undone"]
 Event = Literal["begin", "folder", "intent", "done", "skipped", "blocked", "finished", "undo", "back", "undone"]
 
+_EVENTS: tuple[Event | None, ...] = (None, *get_args(Event))
 _STAGE_AFTER: dict[str, Stage] = {"begin": "unfinished", "finished": "finished", "undo": "undoing", "undone": "undone"}
+
+
+class LastEvents:
+    """The last event of each action, by its number: a byte each."""
+
+    def __init__(self) -> None:
+        self._codes = bytearray()
+
+    def __getitem__(self, number: int) -> Event | None:
+        """The last event of an action; None where there was none."""
+        return _EVENTS[self._codes[number]] if number < len(self._codes) else None
+
+    def __setitem__(self, number: int, event: Event) -> None:
+        self._codes.extend(bytes(max(0, number + 1 - len(self._codes))))
+        self._codes[number] = _EVENTS.index(event)
+
+    def count(self, *events: Event) -> int:
+        """How many actions have one of these as their last event."""
+        return sum(self._codes.count(_EVENTS.index(event)) for event in events)
 
 
 @dataclass
@@ -31,7 +51,7 @@ class JournalState:
     """What the journal tells of one plan."""
 
     stage: Stage = "none"
-    actions: dict[int, str] = field(default_factory=dict)  # number of the action -> its last event
+    actions: LastEvents = field(default_factory=LastEvents)
     reasons: dict[int, str] = field(default_factory=dict)  # why an action was skipped
     folders: list[str] = field(default_factory=list)  # that the run made, below the output folder, in this order
 
@@ -140,10 +160,17 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
                 return  # torn by a kill
             try:
                 line = json.loads(raw)
-                line["plan"], line["event"]
+                _check_line(line, number)
             except (ValueError, KeyError, TypeError):
                 raise UserError(
                     f"{path} line {number} is damaged; nothing was touched. Restore the file, or compare plan.jsonl "
                     f"with the folders by hand"
                 ) from None
             yield line
+
+
+def _check_line(line: dict[str, Any], number: int) -> None:
+    """Raise ValueError, KeyError or TypeError unless this is line `number` of a journal, the first of which is 1."""
+    is_known = line["event"] in _EVENTS and isinstance(line["plan"], str)
+    if not is_known or not 0 <= line.get("action", 0) < number:  # each action before it has a line of its own
+        raise ValueError("no line of ours")

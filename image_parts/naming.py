@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import unicodedata
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -26,25 +25,28 @@ def collision_key(name: str) -> str:
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
-def assign_stems(wanted: Sequence[Wanted], *, max_bytes: int) -> list[str]:
-    """Give every entry its own stem, in the order given: the wanted one, or that with `__` and a hash of its identity.
+class StemGiver:
+    """Gives every entry of one folder its own stem: the wanted one, or that with `__` and a hash of its identity.
 
     Names with their longest suffix have at most `max_bytes` bytes; longer stems are cut before the hash. The stems
     differ from each other as such, so that `a.jpg` and `a.png` get two: their labels would be one file.
     """
-    taken: set[str] = set()
-    stems = []
-    for entry in wanted:
-        room = max_bytes - max(len(os.fsencode(suffix)) for suffix in entry.suffixes)
+
+    def __init__(self, *, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._taken: set[str] = set()
+
+    def give(self, entry: Wanted) -> str:
+        """The stem of the next entry; it depends on those before it."""
+        room = self._max_bytes - max(len(os.fsencode(suffix)) for suffix in entry.suffixes)
         stem = entry.stem
         n_digits = 8
-        while len(os.fsencode(stem)) > room or collision_key(stem) in taken:
+        while len(os.fsencode(stem)) > room or collision_key(stem) in self._taken:
             mark = "__" + hashlib.sha256(os.fsencode(entry.identity)).hexdigest()[:n_digits]
             stem = _cut(entry.stem, n_bytes=room - len(mark)) + mark
             n_digits += 8  # two identities with one short hash: once in 2**32 pairs
-        taken.add(collision_key(stem))
-        stems.append(stem)
-    return stems
+        self._taken.add(collision_key(stem))
+        return stem
 
 
 def _cut(stem: str, *, n_bytes: int) -> str:

@@ -20,9 +20,10 @@ from common.cli import Progress
 from common.commit import make_folder, sync_folder
 from common.config import UserError
 from image_parts import moves
+from image_parts.actions import Action
 from image_parts.journal import Journal
 from image_parts.moves import SourceChanged
-from image_parts.plan import Action, Plan
+from image_parts.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -41,19 +42,19 @@ class Placer:
 
     def place_all(self, *, progress: bool) -> int:
         """Do what is not done yet; returns the number of files placed."""
-        settled = {number for number, event in self.journal.state.actions.items() if event in ("done", "skipped")}
+        events = self.journal.state.actions
+        n_settled = events.count("done", "skipped")
+        open_actions = (action for action in self.plan.actions if events[action.number] not in ("done", "skipped"))
         n_placed = 0
-        with Progress(
-            len(self.plan.actions), label="files", unit="files", enabled=progress, done=len(settled)
-        ) as shown:
-            for batch in _batches(action for action in self.plan.actions if action.number not in settled):
+        with Progress(len(self.plan.actions), label="files", unit="files", enabled=progress, done=n_settled) as shown:
+            for batch in _batches(open_actions):
                 n_placed += self._place_batch(batch)
                 shown.update(len(batch))
         return n_placed
 
     def _place_batch(self, batch: list[Action]) -> int:
-        began = {action.number for action in batch if self.journal.state.actions.get(action.number) == "intent"}
-        placed = {number for number in began if os.path.lexists(self._target(self.plan.actions[number]))}
+        began = {action.number for action in batch if self.journal.state.actions[action.number] == "intent"}
+        placed = {action.number for action in batch if action.number in began and os.path.lexists(self._target(action))}
         ready = self._skip_changed_groups(batch, placed)
         self._make_folders(ready)
         self.journal.add_actions("intent", [action.number for action in ready if action.number not in began])

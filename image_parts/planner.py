@@ -11,20 +11,20 @@ import hashlib
 import itertools
 import os
 import stat
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from common.config import UserError
 from image_parts import yolo
+from image_parts.actions import Action, ActionDraft, Kind, Mode, Role
 from image_parts.moves import SourceChanged, hash_file
-from image_parts.naming import Wanted, assign_stems
-from image_parts.plan import Action, Kind, Mode, Plan, Role
-from image_parts.records import ClusteredImages, ImageRecord, cluster_name, take_records
+from image_parts.naming import StemGiver, Wanted
+from image_parts.plan import Plan
+from image_parts.records import ClusteredImages, ImageRecord, cluster_name, relative_paths, take_records
 from image_parts.settings import AnnotationSettings
 
 
@@ -46,30 +46,35 @@ def plan_files(
     _refuse_nested(input_dir, output_dir)
     rows, left_out = _readable_rows(clustered.records)
     records = take_records(clustered.records, rows)
-    found = [
-        yolo.find_label(record.path, annotations=annotations) if annotations.enabled else yolo.Label(None, "missing")
-        for record in records
-    ]
+    labels = yolo.find_labels(_ImagePaths(records), n_images=len(rows), annotations=annotations)
+    folders = {input_dir / folder for folder in {path.rpartition("/")[0] for path in relative_paths(clustered.records)}}
     n_orphans = 0
-    if annotations.enabled:  # before the plan is made, which takes as much memory again
-        paths = _ImagePaths(clustered.records, other_images)
-        n_orphans = len(yolo.find_orphans(paths, found, annotations=annotations))
-    planner = _Planner(input_dir, output_dir, mode, annotations, _shared_labels(found))
-    planner.add_images(records, clustered.labels[rows], found)
+    if annotations.enabled:
+        paths, all_folders = (
+            _ImagePaths(clustered.records, other_images),
+            folders | {path.parent for path in other_images},
+        )
+        n_orphans = len(
+            yolo.find_orphans(paths, image_folders=all_folders, label_folders=labels.folders, annotations=annotations)
+        )
+    planner = _Planner(input_dir, output_dir, mode, annotations)
+    numbers = np.full(len(clustered.records), -1, np.int64)
+    numbers[rows] = planner.add_images(records, clustered.labels[rows], labels)
     counts = yolo.LabelCounts()
     if annotations.enabled:
-        carried = yolo.find_carried(_ImagePaths(clustered.records), input_dir=input_dir, annotations=annotations)
+        carried = yolo.find_carried(folders, input_dir=input_dir, annotations=annotations)
         planner.add_class_lists(carried)
-        counts = planner.count_labels(found, n_orphans=n_orphans)
+        counts = planner.count_labels(labels, n_orphans=n_orphans)
     return Plan(
         mode=mode,
         input_dir=os.fspath(input_dir),
         output_dir=os.fspath(output_dir),
-        actions=planner.actions,
+        actions=planner.draft.finish(),
         labels=counts,
         n_renamed=planner.n_renamed,
         n_linked_images=planner.n_linked_images,
         left_out=tuple(left_out),
+        image_actions=numbers,
     )
 
 
@@ -87,35 +92,28 @@ class _ImagePaths:
 class _Planner:
     """Collects actions and gives out names."""
 
-    def __init__(
-        self,
-        input_dir: Path,
-        output_dir: Path,
-        mode: Mode,
-        annotations: AnnotationSettings,
-        shared: set[str],
-    ) -> None:
-        self.actions: list[Action] = []
+    def __init__(self, input_dir: Path, output_dir: Path, mode: Mode, annotations: AnnotationSettings) -> None:
+        self.draft = ActionDraft(output_dir)
         self.n_renamed = self.n_linked_images = self.n_linked_labels = 0
         self._input_dir = input_dir
-        self._real = cache(os.path.realpath)  # for the life of one plan
+        self._real = lru_cache(maxsize=1024)(os.path.realpath)  # for the life of one plan
         self._mode = mode
         self._annotations = annotations
-        self._shared = shared  # labels that several images have
         self._max_bytes = _longest_name(output_dir)
         self._n_groups = 0
 
-    def add_images(self, records: Sequence[ImageRecord], clusters: np.ndarray, labels: list[yolo.Label]) -> None:
-        """Plan all images with their labels, cluster by cluster; `clusters` [n] is that of each image."""
-        members: defaultdict[str, list[int]] = defaultdict(list)
-        for row in sorted(range(len(records)), key=lambda row: os.fsencode(records[row].relative_path)):
-            members[cluster_name(int(clusters[row]))].append(row)
-        for name in sorted(members):
-            wanted = [_wanted(records[row], self._annotations) for row in members[name]]
-            stems = assign_stems(wanted, max_bytes=self._max_bytes)
-            for row, entry, stem in zip(members[name], wanted, stems, strict=True):
-                self.n_renamed += stem != entry.stem
-                self._add_pair(records[row], labels[row], cluster=name, stem=stem)
+    def add_images(self, records: Sequence[ImageRecord], clusters: np.ndarray, labels: yolo.FoundLabels) -> np.ndarray:
+        """Plan all images with their labels, cluster by cluster; `clusters` [n] is that of each image.
+
+        Returns the numbers of the actions of the images, [n] int64.
+        """
+        numbers = np.empty(len(records), np.int64)
+        for cluster, members in _members_by_name(records, clusters):
+            stems = StemGiver(max_bytes=self._max_bytes)
+            for row in members.tolist():
+                numbers[row] = len(self.draft)
+                self._add_pair(records[row], labels, row, cluster=cluster, stems=stems)
+        return numbers
 
     def add_class_lists(self, carried: dict[str, Path]) -> None:
         """Carry classes.txt and data.yaml; the Ultralytics layout gets a data.yaml of its own with the same names."""
@@ -129,32 +127,36 @@ class _Planner:
             self._add("write", "classes", "", yolo.DATA_YAML_NAME, sha256, len(content), 0, content.decode())
         self._n_groups += 1
 
-    def count_labels(self, labels: list[yolo.Label], *, n_orphans: int) -> yolo.LabelCounts:
+    def count_labels(self, labels: yolo.FoundLabels, *, n_orphans: int) -> yolo.LabelCounts:
         """Count labels by what became of them."""
-        states = Counter(label.state for label in labels)
         return yolo.LabelCounts(
-            found=states["found"],
-            empty=states["empty"],
-            missing=states["missing"],
-            unusable=states["unusable"],
+            found=labels.count("found"),
+            empty=labels.count("empty"),
+            missing=labels.count("missing"),
+            unusable=labels.count("unusable"),
             orphan=n_orphans,
-            shared=sum(label.name in self._shared for label in labels if label.state != "unusable"),
+            shared=labels.n_shared,
             linked=self.n_linked_labels,
         )
 
-    def _add_pair(self, record: ImageRecord, label: yolo.Label, *, cluster: str, stem: str) -> None:
+    def _add_pair(
+        self, record: ImageRecord, labels: yolo.FoundLabels, row: int, *, cluster: str, stems: StemGiver
+    ) -> None:
         image_folder, label_folder = self._folders(cluster)
-        target = f"{image_folder}/{stem}{record.path.suffix}"
+        suffixes = (record.path.suffix, self._annotations.label_extension)
+        stem = stems.give(Wanted(record.relative_path, record.path.stem, suffixes))
+        self.n_renamed += stem != record.path.stem
         is_linked = self._leads_elsewhere(record.path, root=self._input_dir)
         self.n_linked_images += is_linked
-        kind = self._kind_of(stays=is_linked)
+        kind, target = self._kind_of(stays=is_linked), f"{image_folder}/{stem}{suffixes[0]}"
         self._add(kind, "image", os.fspath(record.path), target, record.sha256, record.n_bytes, record.modified_ns)
+        label = labels.label(row, record.path)
         path = label.path
         if path is not None and label.state != "unusable":
             root = Path(os.path.commonpath([path.parent, record.path.parent]))
             is_linked = is_linked or self._leads_elsewhere(path, root=root)
             self.n_linked_labels += is_linked
-            kind = self._kind_of(stays=is_linked or label.name in self._shared)
+            kind = self._kind_of(stays=is_linked or bool(labels.is_shared[row]))
             self._add_file(kind, "label", path, target=f"{label_folder}/{stem}{path.suffix}")
         self._n_groups += 1
 
@@ -179,27 +181,34 @@ class _Planner:
     def _add(
         self, kind: Kind, role: Role, source: str, target: str, sha256: str, n_bytes: int, ns: int, content: str = ""
     ) -> None:
-        number = len(self.actions)
-        self.actions.append(Action(number, self._n_groups, kind, role, source, target, sha256, n_bytes, ns, content))
+        number = len(self.draft)
+        self.draft.add(Action(number, self._n_groups, kind, role, source, target, sha256, n_bytes, ns, content))
 
 
-def _shared_labels(labels: list[yolo.Label]) -> set[str]:
-    """The labels that more than one image has."""
-    counts = Counter(label.name for label in labels if label.name is not None)
-    return {name for name, count in counts.items() if count > 1}
+def _members_by_name(records: Sequence[ImageRecord], clusters: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Names of clusters in the order of the alphabet, and the rows of their images in that of the paths."""
+    by_path = _order_by_path(records)
+    for cluster in sorted(np.unique(clusters).tolist(), key=cluster_name):
+        yield cluster_name(cluster), by_path[clusters[by_path] == cluster]
+
+
+def _order_by_path(records: Sequence[ImageRecord]) -> np.ndarray:
+    """Rows in the order of the bytes of their paths; a scan has them so."""
+    if all(one <= other for one, other in itertools.pairwise(map(os.fsencode, relative_paths(records)))):
+        return np.arange(len(records))
+    return np.array(sorted(range(len(records)), key=lambda row: os.fsencode(records[row].relative_path)), np.int64)
 
 
 def _readable_rows(records: Sequence[ImageRecord]) -> tuple[np.ndarray, list[tuple[str, str]]]:
     """Rows whose file still is what was scanned, and (path, reason) of the others."""
-    rows: list[int] = []
+    is_readable = np.ones(len(records), bool)
     left_out: list[tuple[str, str]] = []
     for row, record in enumerate(records):
         reason = _what_changed(record)
         if reason:
             left_out.append((os.fspath(record.path), reason))
-        else:
-            rows.append(row)
-    return np.array(rows, np.int64), left_out
+            is_readable[row] = False
+    return np.flatnonzero(is_readable), left_out
 
 
 def _what_changed(record: ImageRecord) -> str:
@@ -214,11 +223,6 @@ def _what_changed(record: ImageRecord) -> str:
         return "is gone since it was scanned"
     except SourceChanged as problem:
         return str(problem)
-
-
-def _wanted(record: ImageRecord, annotations: AnnotationSettings) -> Wanted:
-    suffixes = (record.path.suffix, annotations.label_extension)
-    return Wanted(record.relative_path, record.path.stem, suffixes)
 
 
 def _longest_name(output_dir: Path) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,9 @@ import numpy as np
 # The label of images that are in no cluster, as HDBSCAN writes it.
 NOISE = -1
 NOISE_NAME = "noise"
+
+# Where the images of a part of the rows were sorted to: paths below output_dir, None for those left out.
+Targets = Callable[[slice], "list[str | None]"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,41 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, eq=False)
+class PackedNames(Sequence[bytes]):
+    """Many names, one after the other: eight bytes each beside their own, where an object takes fifty."""
+
+    content: bytes
+    ends: np.ndarray  # [n + 1] int64: where they end in `content`, behind a first 0
+
+    @classmethod
+    def of(cls, names: Iterable[bytes]) -> PackedNames:
+        """Pack names as they come."""
+        content, ends = bytearray(), array("q", [0])
+        for name in names:
+            content += name
+            ends.append(len(content))
+        return cls(bytes(content), np.frombuffer(ends, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, row: slice) -> list[bytes]: ...
+
+    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
+        if isinstance(row, slice):
+            return [self[place] for place in range(*row.indices(len(self)))]
+        return self.content[self.ends[row] : self.ends[row + 1]]
+
+    def take(self, rows: np.ndarray) -> PackedNames:
+        """Some of the names, in the order of `rows` [m] integers."""
+        return PackedNames.of(self[row] for row in rows)
+
+
+@dataclass(frozen=True, eq=False)
 class ImageTable(Sequence[ImageRecord]):
     """Records of many images in columns: a hundred bytes each, where an object takes ten times that.
 
@@ -44,8 +83,7 @@ class ImageTable(Sequence[ImageRecord]):
     """
 
     root: Path
-    names: bytes  # relative paths as the file system has them, one after the other
-    name_ends: np.ndarray  # [n + 1] int64: where they end in `names`, behind a first 0
+    names: PackedNames  # [n] relative paths as the file system has them
     hashes: np.ndarray  # [n, 32] uint8, sha256 of the bytes of the files
     pixels: np.ndarray  # [n, 2] int32, width and height after the EXIF rotation
     n_bytes: np.ndarray  # [n] int64
@@ -82,19 +120,14 @@ class ImageTable(Sequence[ImageRecord]):
 
     def relative_path(self, row: int) -> str:
         """The path of one image below `root`."""
-        return os.fsdecode(self.names[self.name_ends[row] : self.name_ends[row + 1]])
-
-    def relative_paths(self) -> Iterator[str]:
-        """The paths of all images below `root`."""
-        return map(self.relative_path, range(len(self)))
+        return os.fsdecode(self.names[row])
 
     def take(self, rows: np.ndarray) -> ImageTable:
         """Some of the images, in the order of `rows` [m] integers; all of them are no copy."""
         if len(rows) == len(self) and (np.diff(rows, prepend=-1) == 1).all():
             return self
-        names, ends = pack_names(self.names[self.name_ends[row] : self.name_ends[row + 1]] for row in rows)
         columns = (self.hashes, self.pixels, self.n_bytes, self.modified_ns, self.is_deep)
-        return ImageTable(self.root, names, ends, *(column[rows] for column in columns))
+        return ImageTable(self.root, self.names.take(rows), *(column[rows] for column in columns))
 
 
 def take_records(records: Sequence[ImageRecord], rows: np.ndarray) -> Sequence[ImageRecord]:
@@ -102,13 +135,11 @@ def take_records(records: Sequence[ImageRecord], rows: np.ndarray) -> Sequence[I
     return records.take(rows) if isinstance(records, ImageTable) else [records[row] for row in rows]
 
 
-def pack_names(names: Iterable[bytes]) -> tuple[bytes, np.ndarray]:
-    """Names one after the other, and where they end, behind a first 0: [n + 1] int64."""
-    packed, ends = bytearray(), [0]
-    for name in names:
-        packed += name
-        ends.append(len(packed))
-    return bytes(packed), np.array(ends, np.int64)
+def relative_paths(records: Sequence[ImageRecord]) -> Iterator[str]:
+    """The paths of all images below their folder; of a table, without making records."""
+    if isinstance(records, ImageTable):
+        return map(records.relative_path, range(len(records)))
+    return (record.relative_path for record in records)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ its source is there. What cannot go back without overwriting or losing something
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
 from collections.abc import Iterator, Sequence
@@ -16,9 +17,10 @@ from pathlib import Path
 from common.cli import Progress
 from common.commit import make_folder, sync_folder
 from image_parts import moves
+from image_parts.actions import Action
 from image_parts.journal import Journal
 from image_parts.placer import BATCH_SIZE, N_THREADS, is_ours, is_regular, move, part_name, sync_folders, what_changed
-from image_parts.plan import Action, Plan
+from image_parts.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +37,9 @@ class Restorer:
     def put_back(self, *, progress: bool) -> int:
         """Undo all actions that were begun, last first; returns the number of files put back or removed."""
         events = self.journal.state.actions
-        begun = [action for action in reversed(self.plan.actions) if events.get(action.number) in ("intent", "done")]
-        n_changed = 0
-        with Progress(len(begun), label="undo", unit="files", enabled=progress) as shown:
+        begun = (action for action in reversed(self.plan.actions) if events[action.number] in ("intent", "done"))
+        n_changed, n_begun = 0, events.count("intent", "done")
+        with Progress(n_begun, label="undo", unit="files", enabled=progress) as shown:
             for batch in _chunks(begun):
                 n_changed += self._put_back_batch(batch)
                 shown.update(len(batch))
@@ -121,6 +123,6 @@ def _are_equal(first: str | Path, second: str | Path) -> bool:
     return is_regular(first) and is_regular(second) and moves.hash_file(first) == moves.hash_file(second)
 
 
-def _chunks(actions: Sequence[Action]) -> Iterator[Sequence[Action]]:
-    for start in range(0, len(actions), BATCH_SIZE):
-        yield actions[start : start + BATCH_SIZE]
+def _chunks(actions: Iterator[Action]) -> Iterator[list[Action]]:
+    while chunk := list(itertools.islice(actions, BATCH_SIZE)):
+        yield chunk

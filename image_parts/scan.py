@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from common.config import UserError
+from common.mapped import return_freed_memory
 from common.progress import Progress, Stopwatch
 from image_parts.decode import UnreadableImage, measure_value_range, read_content, read_header
-from image_parts.file_index import Examined, FileColumns, FileState, index_path, read_index, write_index
+from image_parts.file_index import Examined, FileColumns, FileState, index_path, recall_index, write_index
+from image_parts.preparation import map_ahead
 from image_parts.records import BadImage, ImageRecord, printable
 
 log = logging.getLogger(__name__)
@@ -42,20 +44,19 @@ def scan_images(
     Raises UserError where the folder is missing or holds no file with one of the `extensions`.
     """
     watch = Stopwatch()
-    found, bad, other_extensions = _list_files(input_dir, extensions)
-    if not found:
-        raise UserError(_no_images(input_dir, extensions, other_extensions, bad))
-    files = FileColumns.of(found)
-    del found  # a tuple for each file
+    listing = _Listing(input_dir, extensions)
+    files = FileColumns.of(listing.files())
+    if not len(files.names):
+        raise UserError(listing.why_empty())
     kept_at = index_path(input_dir, extensions, cache_dir) if cache_dir else None
-    known = read_index(kept_at) if kept_at else None
-    n_known = files.recall(known) if known else 0
+    n_known, is_exact = recall_index(kept_at, files) if kept_at else (0, False)
     changed = np.flatnonzero(~files.is_read)
     _examine_all(input_dir, files, changed, n_workers=n_workers, progress=progress)
-    if kept_at and (known is None or len(changed) or len(known.names) != n_known):
+    if kept_at and (len(changed) or not is_exact):
         write_index(kept_at, files)
+    return_freed_memory()
     log.info("scan: %d images, %d unchanged since the last index, %.1f s", len(files.names), n_known, watch.seconds)
-    return _scanned(input_dir, files, bad)
+    return _scanned(input_dir, files, listing.bad)
 
 
 def list_images(input_dir: Path, *, extensions: Sequence[str]) -> tuple[int, int]:
@@ -63,10 +64,13 @@ def list_images(input_dir: Path, *, extensions: Sequence[str]) -> tuple[int, int
 
     Raises UserError where there are none.
     """
-    found, bad, other_extensions = _list_files(input_dir, extensions)
-    if not found:
-        raise UserError(_no_images(input_dir, extensions, other_extensions, bad))
-    return len(found), sum(file.n_bytes for file in found)
+    listing = _Listing(input_dir, extensions)
+    n_files = n_bytes = 0
+    for file in listing.files():
+        n_files, n_bytes = n_files + 1, n_bytes + file.n_bytes
+    if not n_files:
+        raise UserError(listing.why_empty())
+    return n_files, n_bytes
 
 
 def check_folders(input_dir: str, output_dir: str) -> tuple[Path, Path]:
@@ -92,53 +96,81 @@ def n_workers_of(requested: int) -> int:
     return requested if requested > 0 else max(1, len(os.sched_getaffinity(0)))
 
 
-def _list_files(input_dir: Path, extensions: Sequence[str]) -> tuple[list[FileState], list[BadImage], Counter[str]]:
-    wanted = {extension.lower() for extension in extensions}
-    found: list[FileState] = []
-    bad: list[BadImage] = []
-    others: Counter[str] = Counter()
-    for item in _walk(input_dir, input_dir, set()):
-        if isinstance(item, BadImage):
-            bad.append(item)
-            continue
-        relative_path = item.relative_to(input_dir).as_posix()
-        if item.suffix.lower() not in wanted:
-            others[item.suffix.lower()] += 1
-            continue
-        try:
-            state = item.stat()
-        except OSError as problem:
-            why = "a link to nothing" if item.is_symlink() else f"cannot be read: {os.strerror(problem.errno or 0)}"
-            bad.append(BadImage(item, relative_path, why))
-            continue
-        found.append(FileState(os.fsencode(relative_path), state.st_size, state.st_mtime_ns))
-    found.sort()
-    return found, bad, others
+class _Listing:
+    """Finds the files below a folder that look like images, and keeps what else it sees on the way."""
 
+    def __init__(self, top: Path, extensions: Sequence[str]) -> None:
+        self.bad: list[BadImage] = []
+        self._top, self._extensions = top, list(extensions)
+        self._wanted = {extension.lower() for extension in extensions}
+        self._others: Counter[str] = Counter()  # files of other extensions
+        self._seen: set[tuple[int, int]] = set()  # folders
 
-def _walk(folder: Path, top: Path, seen: set[tuple[int, int]]) -> Iterator[Path | BadImage]:
-    """Files below a folder; a folder that cannot be listed is a BadImage, one seen before is passed over."""
-    pending = [folder]
-    while pending:
-        current = pending.pop()
+    def files(self) -> Iterator[FileState]:
+        """The files in the order of the bytes of their paths, without a list of all of them."""
+        pending = [iter(self._entries(b""))]
+        while pending:
+            name = next(pending[-1], None)
+            if name is None:
+                pending.pop()
+            elif name.endswith(b"/"):
+                pending.append(iter(self._entries(name)))
+            elif (extension := Path(os.fsdecode(name)).suffix.lower()) not in self._wanted:
+                self._others[extension] += 1
+            elif (state := self._look_at(name)) is not None:
+                yield state
+
+    def why_empty(self) -> str:
+        """What to say where there is no such file."""
+        what = f"input_dir {self._top} holds no file with one of the extensions {', '.join(self._extensions)}"
+        if self._others:
+            shown = ", ".join(f"{name or 'no extension'} ({count})" for name, count in self._others.most_common(5))
+            return f"{what}; there are {shown}: add what is an image to image_extensions"
+        if self.bad:
+            return f"{what}, and {len(self.bad)} that cannot be read: {self.bad[0].relative_path}: {self.bad[0].reason}"
+        return f"{what}; it is empty: give another folder"
+
+    def _entries(self, folder: bytes) -> list[bytes]:
+        """Paths of what lies in a folder, sorted: folders end in "/", which is where all below them belongs.
+
+        A folder that cannot be listed is a bad image, one that was seen before is passed over.
+        """
+        path = self._top / os.fsdecode(folder)
         try:
-            state = current.stat()
-            if (state.st_dev, state.st_ino) in seen:
-                log.warning("%s leads to a folder that was scanned already and is passed over", printable(str(current)))
-                continue
-            seen.add((state.st_dev, state.st_ino))
-            with os.scandir(current) as entries:
-                listed = sorted(entries, key=lambda entry: os.fsencode(entry.name))
+            state = path.stat()
+            if (state.st_dev, state.st_ino) in self._seen:
+                log.warning("%s leads to a folder that was scanned already and is passed over", printable(str(path)))
+                return []
+            self._seen.add((state.st_dev, state.st_ino))
+            with os.scandir(path) as entries:
+                return sorted(folder + name for entry in entries if (name := _name_of(entry)))
         except OSError as problem:
             reason = f"the folder cannot be read: {os.strerror(problem.errno or 0)}"
-            if current == top:
-                raise UserError(f"input_dir {top}: {reason}; check its owner and mode") from None
-            yield BadImage(current, current.relative_to(top).as_posix(), reason)
-            continue
-        pending += [Path(entry.path) for entry in reversed(listed) if entry.is_dir()]
-        yield from (
-            Path(entry.path) for entry in listed if entry.is_file() or (entry.is_symlink() and not entry.is_dir())
-        )
+            if path == self._top:
+                raise UserError(f"input_dir {path}: {reason}; check its owner and mode") from None
+            self.bad.append(BadImage(path, os.fsdecode(folder[:-1]), reason))
+            return []
+
+    def _look_at(self, name: bytes) -> FileState | None:
+        path = self._top / os.fsdecode(name)
+        try:
+            state = path.stat()
+        except OSError as problem:
+            why = "a link to nothing" if path.is_symlink() else f"cannot be read: {os.strerror(problem.errno or 0)}"
+            self.bad.append(BadImage(path, os.fsdecode(name), why))
+            return None
+        return FileState(name, state.st_size, state.st_mtime_ns)
+
+
+def _name_of(entry: os.DirEntry[str]) -> bytes:
+    """The name of a file or link, that of a folder with "/" behind it, and nothing for pipes and devices."""
+    name = os.fsencode(entry.name)
+    try:
+        if entry.is_dir():
+            return name + b"/"
+        return name if entry.is_file() or entry.is_symlink() else b""
+    except OSError:  # a link that leads in a circle
+        return name
 
 
 def _examine_all(input_dir: Path, files: FileColumns, rows: np.ndarray, *, n_workers: int, progress: bool) -> None:
@@ -152,7 +184,7 @@ def _examine_all(input_dir: Path, files: FileColumns, rows: np.ndarray, *, n_wor
         ThreadPoolExecutor(n_workers) as executor,
         Progress(len(rows), label="index", unit="files", enabled=progress) as bar,
     ):
-        for start, seen in zip(starts, executor.map(examine, starts), strict=True):
+        for start, seen in zip(starts, map_ahead(examine, starts, executor, n_ahead=4 * n_workers), strict=True):
             for row, examined in zip(rows[start : start + _TASK_FILES], seen, strict=True):
                 files.put(int(row), examined)
             bar.update(len(seen))
@@ -177,17 +209,8 @@ def _scanned(input_dir: Path, files: FileColumns, bad: list[BadImage]) -> Scanne
     for row, reason in sorted(files.errors.items()):
         relative_path = os.fsdecode(files.names[row])
         bad.append(BadImage(input_dir / relative_path, relative_path, reason))
-    images = np.delete(np.arange(len(files.names)), sorted(files.errors))
-    ranges = files.ranges[images[~np.isnan(files.ranges[images, 0])]]  # of images of more than 8 bits
+    is_deep = ~np.isnan(files.ranges[:, 0])  # of more than 8 bits
+    is_deep[list(files.errors)] = False
+    ranges = files.ranges[is_deep]
     value_range = (float(ranges[:, 0].min()), float(ranges[:, 1].max())) if len(ranges) else None
     return ScannedImages(files.images(input_dir), bad, value_range)
-
-
-def _no_images(input_dir: Path, extensions: Sequence[str], others: Counter[str], bad: list[BadImage]) -> str:
-    what = f"input_dir {input_dir} holds no file with one of the extensions {', '.join(extensions)}"
-    if others:
-        shown = ", ".join(f"{name or 'no extension'} ({count})" for name, count in others.most_common(5))
-        return f"{what}; there are {shown}: add what is an image to image_extensions"
-    if bad:
-        return f"{what}, and {len(bad)} that cannot be read: {bad[0].relative_path}: {bad[0].reason}"
-    return f"{what}; it is empty: give another folder"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -30,7 +31,15 @@ from common.outputs import library_versions
 from image_parts.extractors import ModelIdentity
 from image_parts.features import cache_key
 from image_parts.purity import PurityReport
-from image_parts.records import BadImage, ClusteredImages, ImageRecord, cluster_name, printable, take_records
+from image_parts.records import (
+    BadImage,
+    ClusteredImages,
+    ImageRecord,
+    Targets,
+    cluster_name,
+    printable,
+    take_records,
+)
 from image_parts.scan import ScannedImages
 from image_parts.settings import ImageSettings
 
@@ -45,7 +54,7 @@ COSINE_MATRIX = "metrics/centroid_cosine_matrix.npy"
 RUN_JSON = "run.json"
 
 # Images whose rows are made at a time.
-_CHUNK_ROWS = 4096
+_CHUNK_ROWS = 8192
 
 
 def identify_run(scanned: ScannedImages, settings: ImageSettings, identity: ModelIdentity) -> Identity:
@@ -98,40 +107,37 @@ def write_tables(
     *,
     output_dir: Path,
     truth: Sequence[str | None] | None = None,
-    targets: Mapping[str, str] | None = None,
+    targets: Targets | None = None,
 ) -> None:
-    """Write clusters.parquet and clusters.csv: one row for each image.
+    """Write clusters.parquet and clusters.csv: one row for each image, some thousand at a time.
 
-    `truth` adds the column `label`; `targets` (path of the image to path below output_dir) adds `target`.
+    `truth` adds the column `label`, `targets` the column `target`.
     """
     import pyarrow.parquet as pq
     from pyarrow import csv as arrow_csv
 
-    table = clusters_table(clustered)
-    if truth is not None:
-        table = table.append_column("label", [_texts(truth)])
-    if targets is not None:
-        found = (targets.get(str(record.path)) for record in clustered.records)
-        table = table.append_column("target", [_texts([None if name is None else printable(name) for name in found])])
-    with atomic_file(output_dir / CLUSTERS_PARQUET) as file:
-        pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-    with atomic_file(output_dir / CLUSTERS_CSV) as file:
-        arrow_csv.write_csv(table, file)
-
-
-def clusters_table(clustered: ClusteredImages) -> pa.Table:
-    """One row for each image: where it is, what it is, its cluster and its place in space."""
-    import pyarrow as pa
-
     starts = range(0, max(len(clustered.records), 1), _CHUNK_ROWS)
-    return pa.concat_tables([_clusters_part(clustered, slice(start, start + _CHUNK_ROWS)) for start in starts])
+    tables = (_clusters_part(clustered, slice(start, start + _CHUNK_ROWS), truth, targets) for start in starts)
+    first = next(tables)
+    with (
+        atomic_file(output_dir / CLUSTERS_PARQUET) as parquet_file,
+        atomic_file(output_dir / CLUSTERS_CSV) as csv_file,
+        pq.ParquetWriter(parquet_file, first.schema, compression="zstd", write_page_checksum=True) as parquet,
+        arrow_csv.CSVWriter(csv_file, first.schema) as text,
+    ):
+        for table in itertools.chain([first], tables):
+            parquet.write_table(table)
+            text.write_table(table)
 
 
-def _clusters_part(clustered: ClusteredImages, part: slice) -> pa.Table:
+def _clusters_part(
+    clustered: ClusteredImages, part: slice, truth: Sequence[str | None] | None, targets: Targets | None
+) -> pa.Table:
+    """Some of the images: where they are, what they are, their clusters and their places in space."""
     import pyarrow as pa
 
     records = clustered.records[part]
-    return pa.table(
+    table = pa.table(
         {
             "path": _texts([printable(str(record.path)) for record in records]),
             "relative_path": _texts([record.shown_path for record in records]),
@@ -149,6 +155,12 @@ def _clusters_part(clustered: ClusteredImages, part: slice) -> pa.Table:
             "z": pa.array(clustered.coordinates[part, 2], pa.float32()),
         }
     )
+    if truth is not None:
+        table = table.append_column("label", _texts(truth[part]))
+    if targets is not None:
+        names = [None if name is None else printable(name) for name in targets(part)]
+        table = table.append_column("target", _texts(names))
+    return table
 
 
 def read_tables(output_dir: Path, scanned: ScannedImages) -> tuple[ClusteredImages, list[ImageRecord]] | None:

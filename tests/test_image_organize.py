@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +22,9 @@ import yaml
 from common.commit import LockHeld
 from common.config import UserError
 from image_parts import moves
+from image_parts.actions import ActionDraft
 from image_parts.journal import Journal
-from image_parts.naming import Wanted, assign_stems, collision_key
+from image_parts.naming import StemGiver, Wanted, collision_key
 from image_parts.organize import find_stage, organize, resume, undo
 from image_parts.plan import read_plan, write_plan
 from image_parts.plan_check import check_plan
@@ -279,6 +281,11 @@ def test_annotations_switched_off_touch_no_label(small, tmp_path):
 # --- Names -----------------------------------------------------------------------------------------------------------
 
 
+def assign_stems(wanted, *, max_bytes):
+    stems = StemGiver(max_bytes=max_bytes)
+    return [stems.give(entry) for entry in wanted]
+
+
 @pytest.mark.parametrize(
     ("first", "second"),
     [("A", "a"), ("stra\u00dfe", "STRASSE"), ("caf\u00e9", "cafe\u0301"), ("\u0130", "i\u0307"), ("\u212b", "\u00e5")],
@@ -353,9 +360,11 @@ def test_a_link_to_the_input_is_seen_through(tmp_path):
 
 def test_too_little_space_is_told_before_the_first_file(small, tmp_path):
     plan = plan_of(small, tmp_path / "out")
-    huge = [type(a)(**{**{f: getattr(a, f) for f in a.__slots__}, "n_bytes": 2**60}) for a in plan.actions]
+    draft = ActionDraft(tmp_path)
+    for action in plan.actions:
+        draft.add(replace(action, n_bytes=2**60))
     with pytest.raises(UserError, match="bytes are needed at"):
-        check_plan(type(plan)(**{**plan.__dict__, "actions": huge}))
+        check_plan(replace(plan, actions=draft.finish()))
 
 
 def test_hardlinks_across_file_systems_are_refused(small, other_disk):
@@ -483,6 +492,22 @@ def test_a_plan_that_was_edited_is_not_taken_for_the_one_that_ran(small, tmp_pat
     with pytest.raises(UserError, match="damaged"):
         undo(out)
     (out / "plan.jsonl").write_text(text)
+    undo(out)
+    assert len(tree(small)) == 6
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", '{"plan": "x", "event": "guess"}', '{"plan": "x", "event": "done", "action": 99}']
+)
+def test_a_damaged_journal_is_told_and_nothing_touched(small, tmp_path, line):
+    out = tmp_path / "out"
+    organize(plan_of(small, out, mode="move"))
+    before, journal = tree(out), (out / "journal.jsonl").read_bytes()
+    (out / "journal.jsonl").write_bytes(journal.replace(b"\n", b"\n" + line.encode() + b"\n", 1))
+    with pytest.raises(UserError, match="line 2 is damaged"):
+        undo(out)
+    assert tree(out) == before
+    (out / "journal.jsonl").write_bytes(journal)
     undo(out)
     assert len(tree(small)) == 6
 

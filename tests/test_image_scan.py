@@ -12,6 +12,7 @@ import pytest
 
 import image_parts.scan as scan_module
 from common.config import UserError
+from image_parts.records import relative_paths
 from image_parts.scan import check_folders, list_images, scan_images
 from tests.image_files import encode, encode_deep, picture
 
@@ -61,10 +62,22 @@ def test_links_are_followed_once_and_loops_survived(tmp_path):
     (tmp_path / "in" / "linked").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "single.png").symlink_to(tmp_path / "elsewhere" / "2.png")
     (tmp_path / "in" / "dead.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "in" / "circle.png").symlink_to(tmp_path / "in" / "circle.png")
     found = scan(tmp_path / "in")
     names = [record.relative_path for record in found.records]
     assert sorted(Path(name).name for name in names) == ["1.png", "2.png", "single.png"]
-    assert [(bad.relative_path, bad.reason) for bad in found.bad] == [("dead.png", "a link to nothing")]
+    assert [(bad.relative_path, bad.reason) for bad in found.bad] == [
+        ("circle.png", "a link to nothing"),
+        ("dead.png", "a link to nothing"),
+    ]
+
+
+def test_images_come_in_the_order_of_the_bytes_of_their_paths(tmp_path):
+    names = ["a-b/1.png", "a.png", "a/1.png", "a/b/1.png", "a/b.png", "ab/1.png", "B.png", "ä/1.png"]
+    for seed, name in enumerate(names):
+        put(tmp_path / name, seed)
+    found = [record.relative_path for record in scan(tmp_path).records]
+    assert found == sorted(names, key=os.fsencode)
 
 
 def test_a_pipe_is_no_image_and_does_not_hang(tmp_path):
@@ -139,7 +152,7 @@ def test_a_table_of_images_is_a_sequence_of_records(tmp_path):
         put(tmp_path / f"{number}.png", number)
     table = scan(tmp_path).records
     names = [f"{number}.png" for number in range(5)]
-    assert [record.relative_path for record in table] == list(table.relative_paths()) == names
+    assert [record.relative_path for record in table] == list(relative_paths(table)) == names
     assert [record.relative_path for record in table[1:4]] == names[1:4] and table[-1] == table[4]
     assert table[2].path.read_bytes() == encode(picture(seed=2), "PNG")
     assert [record.relative_path for record in table.take(np.array([3, 1]))] == ["3.png", "1.png"]
