@@ -3,9 +3,10 @@
     graph = fuzzy_graph(indices, distances)
     embedding = lay_out([graph], vectors, n_components=10, min_dist=0.1, …)
 
-The parts are those of umap-learn, and up to 10,000 rows so is every bit. What its estimator holds beside the graph is
-not made: copies of it, and, to find where rows start, as many vectors of all rows as the root of their number. From
-some 10,000 rows on those are more than all that the layout takes.
+Graph and start are made by the parts of umap-learn, and up to 10,000 rows they are equal to its own, bit for bit; the
+steps from there are those of `common.umap_steps`. What its estimator holds beside the graph is not made: copies of it,
+and, to find where rows start, as many vectors of all rows as the root of their number. From some 10,000 rows on those
+are more than all that the layout takes.
 """
 
 from __future__ import annotations
@@ -36,9 +37,6 @@ _N_LANCZOS = 40
 # Of eigenvalues near 1, which differ by little where clusters hardly touch.
 _TOLERANCE = 1e-6
 _MAX_RESTARTS = 1000
-# Negative samples of each sample, and the first step: the defaults of UMAP.
-_N_NEGATIVE = 5
-_LEARNING_RATE = 1.0
 
 
 @contextlib.contextmanager
@@ -99,8 +97,9 @@ def lay_out(
     With `random_state` None all cores take part, and the result differs from run to run.
     """
     from sklearn.utils import check_random_state
-    from umap.layouts import optimize_layout_euclidean
     from umap.umap_ import find_ab_params, make_epochs_per_sample
+
+    from common.umap_steps import run_epochs
 
     graph = given.pop()
     n = graph.shape[0]
@@ -111,16 +110,20 @@ def lay_out(
     first = _first_places(graph, vectors, n_components, random, metric=metric, start=start, share=share)
     if n > _FEW_ROWS:
         return_freed_memory()  # of the graph's making and of the eigenvectors, which is as much as comes now
-    a, b = find_ab_params(1.0, min_dist)
-    samples = make_epochs_per_sample(graph.data, n_epochs)
-    heads, tails = np.repeat(np.arange(n, dtype=np.int32), np.diff(graph.indptr)), graph.indices
+    indptr, tails, periods = graph.indptr, graph.indices, make_epochs_per_sample(graph.data, n_epochs)
     del graph
-    embedding = optimize_layout_euclidean(
-        first, first, heads, tails, n_epochs, n, samples, a, b, _draw_seeds(random), 1.0, _LEARNING_RATE, _N_NEGATIVE,
-        parallel=random_state is None, move_other=True,
-    )  # fmt: skip
+    embedding = run_epochs(
+        first,
+        indptr,
+        tails,
+        periods,
+        curve=find_ab_params(1.0, min_dist),
+        seeds=_draw_seeds(random),
+        n_epochs=n_epochs,
+        on_all_cores=random_state is None,
+    )
     embedding[is_alone] = np.nan
-    return np.ascontiguousarray(embedding, np.float32)
+    return embedding
 
 
 def _drop_weak_edges(graph: csr_matrix, n_epochs: int) -> None:
