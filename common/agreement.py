@@ -64,16 +64,24 @@ def agreement_scores(table: Any) -> dict[str, float]:
 def clustering_accuracy(table: Any) -> float:
     """Return the share of rows on the best one-to-one matching of clusters and labels (Hungarian method).
 
-    `table` is a sparse or dense [k, c] matrix of counts; a dense copy of it is made. NaN for an empty one.
+    `table` is a sparse or dense [k, c] matrix of counts; only those above 0 are looked at, however many clusters and
+    labels there are. NaN for an empty one.
     """
-    from scipy.optimize import linear_sum_assignment
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 
-    dense = table.toarray() if hasattr(table, "toarray") else np.asarray(table)
-    n = dense.sum()
+    counts = csr_array(table).tocoo()
+    n, (n_clusters, n_labels) = counts.data.sum(), counts.shape
     if n == 0:
         return math.nan
-    rows, columns = linear_sum_assignment(dense, maximize=True)
-    return float(dense[rows, columns].sum() / n)
+    # A cluster may stay without a label: each has a column of its own, worth as much as a count of 0. One is added to
+    # all, because a weight of 0 would be no edge.
+    alone = np.arange(n_clusters)
+    weights = np.concatenate([counts.data + 1.0, np.ones(n_clusters)])
+    places = (np.concatenate([counts.row, alone]), np.concatenate([counts.col, n_labels + alone]))
+    edges = csr_array((weights, places), shape=(n_clusters, n_labels + n_clusters))
+    matched = edges[min_weight_full_bipartite_matching(edges, maximize=True)]
+    return float((matched.sum() - n_clusters) / n)
 
 
 def expected_mutual_information(cluster_totals: np.ndarray, label_totals: np.ndarray) -> float:

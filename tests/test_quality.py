@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_array
 from sklearn import metrics
 
-from common.agreement import expected_mutual_information, wilson_lower_bound
+from common.agreement import clustering_accuracy, expected_mutual_information, wilson_lower_bound
 from common.config import UserError
 from common.quality import Contingency
 
@@ -92,6 +94,21 @@ def test_accuracy_matches_one_to_one():
     scores = count([0, 0, 1, 1, 1], ["a", "a", "a", "a", "b"]).agreement()
     assert scores.purity == pytest.approx(4 / 5)
     assert scores.accuracy == pytest.approx(3 / 5)
+
+
+@pytest.mark.parametrize(("n_clusters", "n_labels"), [(40, 25), (25, 40), (1, 7), (7, 1)])
+def test_accuracy_is_that_of_the_best_matching_of_a_full_table(n_clusters, n_labels):
+    table = np.random.default_rng(n_clusters).poisson(0.7, size=(n_clusters, n_labels))
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    assert clustering_accuracy(table) == pytest.approx(table[rows, columns].sum() / table.sum(), rel=1e-12)
+    assert clustering_accuracy(csr_array(table)) == clustering_accuracy(table)
+
+
+def test_accuracy_of_very_many_clusters_and_labels_takes_no_table_of_all_pairs():
+    """A full one would be 20,000 times 10,000 counts."""
+    rows = np.arange(20_000)
+    table = csr_array((np.where(rows % 2, 1, 2), (rows, rows // 2)), shape=(20_000, 10_000))
+    assert clustering_accuracy(table) == pytest.approx(2 / 3)  # of two clusters of a label the larger has it
 
 
 def test_streaming_and_merging_equal_counting_at_once():

@@ -87,11 +87,12 @@ def measure_stability(
 ) -> float:
     """Mean adjusted Rand index of clusterings of the same rows by `clustering.stability_runs` seeds; NaN for one.
 
-    `labels` [n] are those of `seed`, where they are known. Of more than 5,000 rows a sample is clustered. Density
-    clustering of the embeddings themselves draws nothing at random and has stability 1.
+    NaN too where no row has a direction. `labels` [n] are those of `seed`, where they are known. Of more than 5,000
+    rows a sample is clustered. Density clustering of the embeddings themselves draws nothing at random and has
+    stability 1.
     """
     n_runs = settings.clustering.stability_runs
-    if n_runs < 2 or not len(vectors):
+    if n_runs < 2 or not vectors.any():
         return math.nan
     if settings.algorithm != "kmeans" and settings.clustering.space == "embeddings":
         return 1.0
