@@ -64,6 +64,7 @@ def exact_neighbors(
     k: int,
     *,
     metric: NeighborMetric = "cosine",
+    n_kept: int | None = None,
     chunk: int | None = None,
     device: str = "cpu",
 ) -> Neighbors:
@@ -71,7 +72,8 @@ def exact_neighbors(
 
     Cosine distance is 1 - cosine, and 1 for a zero row, as in scikit-learn. Distances come from differences of rows,
     so that duplicates are at exactly 0, and equal distances are ordered by index. Which of more than k + 4 rows at the
-    same distance are listed depends on rounding, but is the same on every run on one machine.
+    same distance are listed depends on rounding, but is the same on every run on one machine. With `n_kept` only so
+    many of the k are returned, bit for bit the first columns, and the others never take memory as neighbours.
     `chunk` is the number of rows per block; on `device` "cuda" the products run with torch, or CuPy without torch.
     Raises UserError if k is not between 1 and n - 1, or if a value is not finite.
     """
@@ -84,7 +86,7 @@ def exact_neighbors(
         candidates = _candidates_on_cpu(*factors, n_candidates, chunk or _TILE_ROWS)
     else:
         candidates = _candidates_on_gpu(*factors, n_candidates, chunk or max(16, _BLOCK_ELEMENTS // n), device)
-    return rank_candidates(points, candidates, k, metric)
+    return rank_candidates(points, candidates, k if n_kept is None else min(n_kept, k), metric)
 
 
 def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: int) -> np.ndarray:
