@@ -44,6 +44,8 @@ _SHIFT_ROWS = 4096
 _PCA_BLOCK = 16
 # Rows that are summed or projected before their memory is given back: whole tiles of both, so no bit depends on it.
 _PIECE_ROWS = 8192
+# Distances of noise to centroids that are held at once, float64: 4 MB.
+_GAP_ELEMENTS = 1 << 19
 # Up to here UMAP computes the distances of all pairs for metrics that have no exact graph here.
 _ALL_PAIRS_MAX_ROWS = 4096
 # Neighbours of the smallest graph; wider ones double. As quick as a graph of fifteen.
@@ -105,7 +107,7 @@ def embed(
     `umap_min_dist` alone.
     """
     if graph is None and has_graph(len(pca), settings, backend=backend):
-        graph = _nearest_of(umap_graph(pca, settings, backend=backend), settings.umap_n_neighbors - 1)
+        graph = umap_graph(pca, settings, backend=backend, n_kept=settings.umap_n_neighbors - 1)
         return_freed_memory()
     return embed_umap(
         pca,
@@ -127,17 +129,21 @@ def has_graph(n_rows: int, settings: ReductionSettings, *, backend: Backend) -> 
     return _has_exact_graph(n_rows, settings) or n_rows > _ALL_PAIRS_MAX_ROWS
 
 
-def umap_graph(pca: np.ndarray, settings: ReductionSettings, *, backend: Backend) -> Neighbors:
-    """The neighbours that UMAP starts from, where `has_graph`; exact up to 50,000 rows, approximate beyond."""
+def umap_graph(
+    pca: np.ndarray, settings: ReductionSettings, *, backend: Backend, n_kept: int | None = None
+) -> Neighbors:
+    """The neighbours that UMAP starts from, where `has_graph`; exact up to 50,000 rows, approximate beyond.
+
+    As many as `graph_width` says, which other settings can share, or the first `n_kept` of these.
+    """
     width = graph_width(settings.umap_n_neighbors, n_rows=len(pca))
     if _has_exact_graph(len(pca), settings):
-        return exact_neighbors(pca, width, metric=settings.umap_metric, device=backend.device)  # type: ignore[arg-type]
-    return approximate_neighbors(pca, width, metric=settings.umap_metric)
-
-
-def _nearest_of(graph: Neighbors, k: int) -> Neighbors:
-    """The first `k` columns of a graph, whose others, half a kilobyte a row, are not kept beside what UMAP makes."""
-    return Neighbors(graph.indices[:, :k].copy(), graph.distances[:, :k].copy())
+        metric, device = settings.umap_metric, backend.device
+        return exact_neighbors(pca, width, metric=metric, n_kept=n_kept, device=device)  # type: ignore[arg-type]
+    graph = approximate_neighbors(pca, width, metric=settings.umap_metric)
+    if n_kept is None:
+        return graph
+    return Neighbors(graph.indices[:, :n_kept].copy(), graph.distances[:, :n_kept].copy())
 
 
 def _has_exact_graph(n_rows: int, settings: ReductionSettings) -> bool:
@@ -222,13 +228,23 @@ def assign_noise(
     if n_clusters == 0:
         return ClusterAssignment(raw_labels, probabilities, labels, distances)
     centroids = np.stack([embedding[raw_labels == label].mean(axis=0, dtype=np.float64) for label in range(n_clusters)])
-    noise = np.flatnonzero(raw_labels == NOISE)
-    if settings.noise_handling == "nearest" and len(noise):
-        gaps = np.stack([np.linalg.norm(embedding[noise] - centroid, axis=1) for centroid in centroids], axis=1)
-        labels[noise] = gaps.argmin(axis=1)
-    inside = labels >= 0
-    distances[inside] = np.linalg.norm(embedding[inside] - centroids[labels[inside]], axis=1)
+    if settings.noise_handling == "nearest":
+        _join_nearest(embedding, labels, centroids)
+    for start in range(0, len(labels), _PIECE_ROWS):
+        inside = start + np.flatnonzero(labels[start : start + _PIECE_ROWS] >= 0)
+        distances[inside] = np.linalg.norm(embedding[inside] - centroids[labels[inside]], axis=1)
     return ClusterAssignment(raw_labels, probabilities, labels, distances)
+
+
+def _join_nearest(embedding: np.ndarray, labels: np.ndarray, centroids: np.ndarray) -> None:
+    """Give the rows of noise in `labels` [u], which is written to, the nearest of the `centroids` [k, e]."""
+    from scipy.spatial.distance import cdist
+
+    noise = np.flatnonzero(labels == NOISE)
+    step = max(1, _GAP_ELEMENTS // len(centroids))
+    for start in range(0, len(noise), step):
+        part = noise[start : start + step]
+        labels[part] = cdist(embedding[part], centroids).argmin(axis=1)
 
 
 def place_in_space(reduced: ReducedFeatures, settings: ImageSettings, *, backend: Backend) -> np.ndarray:
