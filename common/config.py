@@ -103,8 +103,8 @@ def load_settings(
 ) -> AnySection:
     """Load and validate one section of a YAML file, or the whole file where `section` is None.
 
-    `overrides` are `section.key=value` strings; they win over the file. Interpolations such as `${oc.env:NAME}` are
-    resolved in the sections that this script reads and nowhere else.
+    `overrides` are `section.key=value` strings; they win over the file, later ones over earlier ones. Interpolations
+    such as `${oc.env:NAME}` are resolved in the sections that this script reads and nowhere else.
 
     Raises ConfigError with every problem found, one a line.
     """
@@ -163,9 +163,22 @@ def _read_yaml(path: Path, overrides: Sequence[str]) -> Any:
         if "=" not in override or override.startswith(("-", "=")):
             raise ConfigError(f"argument {override!r} is not understood; write section.key=value")
     try:
-        return OmegaConf.merge(loaded, OmegaConf.from_dotlist(list(overrides)))
+        return _override(loaded, overrides)
     except (YAMLError, OmegaConfBaseException) as problem:
         raise ConfigError(f"overrides {list(overrides)} cannot be applied to {path}: {_one_line(problem)}") from None
+
+
+def _override(values: Any, overrides: Sequence[str]) -> Any:
+    """Set each key to what is given for it, in turn; a mapping takes the place of one that is there, as a list does."""
+    from omegaconf import DictConfig, OmegaConf
+
+    for override in overrides:
+        key, change = override.partition("=")[0], OmegaConf.from_dotlist([override])
+        before, after = (OmegaConf.select(tree, key, throw_on_resolution_failure=False) for tree in (values, change))
+        if isinstance(before, DictConfig) and isinstance(after, DictConfig):
+            OmegaConf.update(values, key, {}, merge=False)  # else both would be merged, and `key={}` change nothing
+        values = OmegaConf.merge(values, change)
+    return values
 
 
 def _section_values(values: Any, name: str, path: str | Path, problems: list[str]) -> dict[str, Any]:

@@ -189,6 +189,26 @@ def test_override_may_hold_an_equals_sign_and_null(tmp_path):
     assert (settings.input_dir, settings.revision) == ("a=b", None)
 
 
+def test_override_by_a_mapping_takes_the_place_of_the_one_in_the_file(tmp_path):
+    """`key={}` empties it; a key of it alone is set by its dotted name, and the last word counts."""
+
+    class Searched(Section):
+        space: dict[str, list[int]] = Field({})
+
+    path = tmp_path / "config.yaml"
+    path.write_text("tuning:\n  space: {model.cells: [1, 2], model.size: [3]}\n", encoding="utf-8")
+
+    def space(*overrides: str) -> dict[str, list[int]]:
+        return load_settings(path, Searched, section="tuning", overrides=overrides, known_sections=["tuning"]).space
+
+    assert space("tuning.space={}") == {}
+    assert space("tuning.space={other.key: [5]}") == {"other.key": [5]}
+    assert space("tuning.space={a: [5]}", "tuning.space.b=[6]") == {"a": [5], "b": [6]}
+    assert space("tuning.space.b=[6]", "tuning.space={}") == {}
+    assert space("tuning={}") == {}
+    assert space("tuning.space.b=[6]") == {"model.cells": [1, 2], "model.size": [3], "b": [6]}
+
+
 def test_mistyped_override(tmp_path):
     assert problems(tmp_path, GOOD, "supervise.batchsize=3") == [
         "supervise.batchsize: no such key; did you mean 'batch_size'?"
