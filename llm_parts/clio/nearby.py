@@ -87,9 +87,11 @@ def _nearby(
         cells = label_cells(vectors, own, random_state=seed)
     for number, direction in enumerate(directions):
         found: list[np.ndarray] = []
+        n_found = 0
         for rows in cells.nearest_first(direction):
             found.append(rows if own is None else rows[own[rows] != number])
-            if len(found) >= _LEAST_CELLS and sum(map(len, found)) >= _SOUGHT * n:
+            n_found += len(found[-1])
+            if len(found) >= _LEAST_CELLS and n_found >= _SOUGHT * n:
                 break
         sought = np.sort(np.concatenate(found))
         yield sought[_highest(vectors[sought] @ direction, n)]
