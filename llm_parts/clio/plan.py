@@ -16,8 +16,9 @@ from llm_parts.client import StepEstimate, add_up
 from llm_parts.clio.base_guess import draw_base_counts
 from llm_parts.clio.conversations import ConversationTable
 from llm_parts.clio.facets import FacetRequests
+from llm_parts.clio.hierarchy_llm import MAX_PARENTS_SHOWN
 from llm_parts.clio.judges import PAIR_INSTRUCTIONS
-from llm_parts.clio.levels import count_hierarchy_calls, plan_levels
+from llm_parts.clio.levels import NAMES_TOGETHER, count_hierarchy_calls, plan_levels
 from llm_parts.clio.settings import ClioSettings, ModelChoice
 from llm_parts.framing import count_tokens
 from llm_parts.ledger import cost_of
@@ -26,7 +27,7 @@ from llm_parts.settings import LlmSettings
 _NAMED_AGAIN = 0.25  # share of names that are equal or false at first
 _CHECKED_AGAIN = 0.1  # share of names that are checked once more
 _TOKENS_OF_A_FACET = 30
-_TOKENS_OF_A_NAME = 50  # with its summary
+_TOKENS_OF_A_NAME, _TOKENS_OF_A_SHORT_NAME = 50, 12  # with its summary and without
 _FIXED = 350  # instructions and rules of a prompt
 _TOKENS_OUT = {"facets": 90, "compare_facets": 90, "cluster_name": 100, "hierarchy_rename": 100, "linkage_rename": 100}
 _SHORT_ANSWER = 40
@@ -128,12 +129,17 @@ class Plan:
             "cluster_name": (settings.n_members + settings.n_outsiders) * _TOKENS_OF_A_FACET,
             "judge_names": 10 * _TOKENS_OF_A_FACET,
             "hierarchy_propose": 50 * _TOKENS_OF_A_NAME,
-            "hierarchy_dedupe": self._n_base * 12,
-            "hierarchy_assign": max(settings.n_top, 10) * 12,
+            "hierarchy_dedupe": min(self._n_base, NAMES_TOGETHER) * _TOKENS_OF_A_SHORT_NAME,
+            "hierarchy_assign": self._parents_shown() * _TOKENS_OF_A_SHORT_NAME,
             "hierarchy_rename": 20 * _TOKENS_OF_A_NAME,
             "linkage_rename": 20 * _TOKENS_OF_A_NAME,
         }
         return _FIXED + shown.get(step, 2 * _TOKENS_OF_A_NAME)
+
+    def _parents_shown(self) -> int:
+        """Names that a prompt shows to a cluster of the base: those of the lowest level, or the nearest of many."""
+        sizes = plan_levels(self._n_base, n_levels=self._settings.levels, n_top=self._settings.n_top)
+        return min(MAX_PARENTS_SHOWN, sizes[0]) if sizes else 0
 
     def _mean_tokens(self) -> int:
         rows = range(0, len(self._asked), max(1, len(self._asked) // 100))
