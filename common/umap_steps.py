@@ -168,6 +168,15 @@ def _push_off(here: np.ndarray, there: np.ndarray, force: np.float32, rate: np.f
         here[d] += min(max(force * (here[d] - there[d]), -_MAX_STEP), _MAX_STEP) * rate
 
 
+@numba.njit(cache=True, error_model="numpy", nogil=True)
+def _count_pushes(epoch: int, period: float, next_pushes: np.ndarray, edge: int) -> int:
+    """How many pushes come with the pull of an edge; without fastmath, which could count one less or more."""
+    gap = period / _N_NEGATIVE
+    n_pushes = int((epoch - next_pushes[edge]) / gap)
+    next_pushes[edge] += n_pushes * gap
+    return n_pushes
+
+
 def _steps_of_epoch(
     places: np.ndarray,
     indptr: np.ndarray,
@@ -190,12 +199,9 @@ def _steps_of_epoch(
                 there = places[np.uintp(tails[edge])]
                 _pull_together(here, there, look_up(pulls, _squared_distance(here, there)), rate)
                 next_pulls[edge] += periods[edge]
-                gap = periods[edge] / _N_NEGATIVE
-                n_pushes = int((epoch - next_pushes[edge]) / gap)
-                for _ in range(n_pushes):
+                for _ in range(_count_pushes(epoch, periods[edge], next_pushes, edge)):
                     there = places[np.uintp(draw(states[row]) % n)]
                     _push_off(here, there, look_up(pushes, _squared_distance(here, there)), rate)
-                next_pushes[edge] += n_pushes * gap
 
 
 _epoch = numba.njit(cache=True, **_FAST)(_steps_of_epoch)
