@@ -196,15 +196,16 @@ def report_staged(state: dict[str, Any], folder: Path, *, n_rows: int) -> dict[s
 # --- Search strategies -----------------------------------------------------------------------------------------------
 
 
-def digit_vectors(n_rows: int) -> np.ndarray:
-    """Digits of scikit-learn as unit vectors."""
+def digit_vectors(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """Digits of scikit-learn as unit vectors, and which digits they are; no search sees the labels of these sets."""
     from sklearn.datasets import load_digits
 
-    vectors = load_digits().data[:n_rows].astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    digits = load_digits()
+    vectors = digits.data[:n_rows].astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), digits.target[:n_rows]
 
 
-def fashion_like_vectors(n_rows: int) -> np.ndarray:
+def fashion_like_vectors(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Ten garments: some far apart, some that overlap, of uneven size, in 64 dimensions."""
     rng = np.random.default_rng(3)
     kinds = rng.standard_normal((4, 64))
@@ -213,10 +214,10 @@ def fashion_like_vectors(n_rows: int) -> np.ndarray:
     labels = rng.choice(10, size=n_rows, p=shares / shares.sum())
     widths = rng.uniform(0.8, 1.3, 10)
     vectors = (means[labels] + widths[labels, None] * rng.standard_normal((n_rows, 64))).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels
 
 
-def uneven_vectors(n_rows: int) -> np.ndarray:
+def uneven_vectors(n_rows: int) -> tuple[np.ndarray, np.ndarray]:
     """Twenty-five groups of very uneven size and width in 48 dimensions, whose best clusterings are few."""
     rng = np.random.default_rng(5)
     means = 0.75 * rng.standard_normal((25, 48))
@@ -224,7 +225,7 @@ def uneven_vectors(n_rows: int) -> np.ndarray:
     labels = rng.choice(25, size=n_rows, p=shares / shares.sum())
     widths = rng.uniform(0.6, 1.4, 25)
     vectors = (means[labels] + widths[labels, None] * rng.standard_normal((n_rows, 48))).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels
 
 
 SETS = {"digits": digit_vectors, "fashion-like": fashion_like_vectors, "uneven": uneven_vectors}
@@ -234,7 +235,7 @@ def bench_search(folder: Path, *, n_rows: int, n_evaluations: int, n_seeds: int,
     """Best scores of random search, evolution and TPE, from a grid that was gone through once."""
     tables = {}
     for name, make_vectors in SETS.items():
-        vectors = make_vectors(n_rows)
+        vectors, _ = make_vectors(n_rows)
         stages = folder / f"{name}-stages"
         grid, _ = search_vectors(vectors, folder / f"{name}-grid", stages=stages, search_strategy="grid",
                                  max_evaluations=10_000, n_jobs=n_jobs)  # fmt: skip
