@@ -17,10 +17,13 @@ from image_parts.features import Features
 from image_parts.pipeline import cluster_features, graph_width, has_graph, is_pca_nested, project_pca
 from image_parts.records import number_or_none
 from image_parts.settings import ImageSettings, ReductionSettings
+from image_parts.tuning import samples as samples_module
 from image_parts.tuning import stages as stages_module
 from image_parts.tuning.evaluate import Job, Measures, evaluate, labels_digest
-from image_parts.tuning.samples import store_sample
+from image_parts.tuning.samples import fingerprint_code, store_sample
 from image_parts.tuning.stages import Sample, Stages, StageStore, candidate_key
+
+ROOT = Path(__file__).resolve().parent.parent
 
 CHOICES = {
     "reduction": {
@@ -149,6 +152,25 @@ def test_a_sample_that_is_damaged_is_written_again(tmp_path, caplog):
         store_sample(sample, tmp_path, backend=CPU, max_components=4)
         assert path.read_bytes() == whole
     assert caplog.text.count("is damaged and is written again") == 3
+
+
+def test_stages_of_other_code_are_not_taken_for_ours(tmp_path, monkeypatch):
+    """Embeddings stay in the cache; a step of the layout that was changed gives other ones."""
+    ours = fingerprint_code(ROOT)
+    for name in samples_module._CODE:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    assert fingerprint_code(tmp_path) == ours
+    with (tmp_path / "common" / "umap_steps.py").open("a", encoding="utf-8") as file:
+        file.write("# changed\n")
+    fingerprint_code.cache_clear()
+    assert fingerprint_code(tmp_path) != ours
+
+    sample = Sample(np.ones((9, 3), np.float32), np.arange(9))
+    before = store_sample(sample, tmp_path, backend=CPU, max_components=3).folder
+    assert store_sample(sample, tmp_path, backend=CPU, max_components=3).folder == before
+    monkeypatch.setattr(samples_module, "_ROOT", tmp_path)
+    assert store_sample(sample, tmp_path, backend=CPU, max_components=3).folder != before
 
 
 def test_a_cache_of_other_features_is_refused(tmp_path):

@@ -27,8 +27,13 @@ from image_parts.tuning.stages import Sample, Stages, StageStore
 
 log = logging.getLogger(__name__)
 
-# What a stage on disk was computed with; another version may give other bits.
+# What a stage on disk was computed with; another version, or other code of ours, may give other bits.
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "umap-learn", "hdbscan", "numba")
+_ROOT = Path(__file__).resolve().parents[2]
+_CODE = (
+    "common/vectors.py", "common/neighbors.py", "common/best_scores.py", "common/umap_layout.py",
+    "common/umap_steps.py", "common/density.py", "image_parts/pipeline.py",
+)  # fmt: skip
 
 # UMAP and HDBSCAN make nothing of fewer.
 _LEAST_ROWS = 4
@@ -127,7 +132,16 @@ def _features_key(settings: ImageSettings) -> str:
 
 
 def _stages_name(sample: Sample, backend: Backend) -> str:
-    """Other vectors, another backend and other libraries never share a folder."""
+    """Other vectors, another backend, other libraries and other code never share a folder."""
     versions = [f"{name} {metadata.version(name)}" for name in _PACKAGES]
-    text = canonical_json([sample.fingerprint, backend.name, versions])
+    text = canonical_json([sample.fingerprint, backend.name, versions, fingerprint_code(_ROOT)])
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+@lru_cache
+def fingerprint_code(root: Path) -> str:
+    """The same as long as the modules below `root` that compute the stages are the same."""
+    digest = hashlib.sha256()
+    for name in _CODE:
+        digest.update((root / name).read_bytes())
+    return digest.hexdigest()
