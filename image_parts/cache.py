@@ -1,7 +1,7 @@
 """Features on disk: append-only parquet shards in one folder for each way of making them.
 
     cache = FeatureCache(Path(".cache"), key)          # key: model, revision, preprocessing, …
-    hits = cache.read_into(vectors, wanted)            # what is there already
+    found = cache.read_into(vectors, RowKeys.of(keys)) # what is there already
     with cache.writer(dimension) as writer: writer.add(row_key, vector)
 
 A row is found by the content hash of its image, so new, moved and renamed images cost only what is new. A shard is
@@ -15,6 +15,8 @@ import json
 import logging
 import time
 import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -31,6 +33,38 @@ log = logging.getLogger(__name__)
 # A kill loses at most this many images, or what this many seconds computed.
 _SHARD_ROWS = 1024
 _SHARD_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """Distinct row keys, each of a row; they are told apart by hashes of 128 bits, 24 bytes each with their row."""
+
+    hashes: np.ndarray  # [u] V16, sorted
+    rows: np.ndarray  # [u] int64
+
+    @classmethod
+    def of(cls, keys: Iterable[str]) -> tuple[RowKeys, np.ndarray]:
+        """Number keys in the order in which they first come; returns them, and the row of each key that was given."""
+        hashes, first, of = np.unique(_hash_all(keys), return_index=True, return_inverse=True)
+        rows = np.empty(len(hashes), np.int64)
+        rows[np.argsort(first)] = np.arange(len(hashes))
+        return cls(hashes, rows), rows[of]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def find(self, keys: Iterable[str]) -> np.ndarray:
+        """The rows of some keys, [m] int64; -1 for those that are none of these."""
+        hashes = _hash_all(keys)
+        places = np.minimum(np.searchsorted(self.hashes, hashes), max(len(self) - 1, 0))
+        return np.where(self.hashes[places] == hashes, self.rows[places], -1) if len(self) else places - 1
+
+
+def _hash_all(keys: Iterable[str]) -> np.ndarray:
+    packed = bytearray()
+    for key in keys:
+        packed += hashlib.blake2b(key.encode(), digest_size=16).digest()
+    return np.frombuffer(packed, "V16")
 
 
 class FeatureCache:
@@ -52,10 +86,10 @@ class FeatureCache:
                 continue  # damaged; read_into says so
         return None
 
-    def read_into(self, vectors: np.ndarray, wanted: dict[str, int]) -> np.ndarray:
+    def read_into(self, vectors: np.ndarray, wanted: RowKeys) -> np.ndarray:
         """Fill the rows of `vectors` [u, d] whose keys are on disk; returns which are: [u] bool.
 
-        `wanted` maps a row key to its row. Shards are read one after the other, so memory does not grow with the cache.
+        Shards are read one after the other, so memory does not grow with the cache.
         Raises UserError where the folder says of itself that its features were made in another way.
         """
         found = np.zeros(len(vectors), bool)
@@ -93,14 +127,13 @@ class FeatureCache:
                 f"another cache.cache_dir"
             )
 
-    def _read_shard(self, path: Path, vectors: np.ndarray, wanted: dict[str, int], found: np.ndarray) -> None:
+    def _read_shard(self, path: Path, vectors: np.ndarray, wanted: RowKeys, found: np.ndarray) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
-                keys = file.read(columns=["key"]).column("key").to_pylist()
-                rows = np.array([wanted.get(key, -1) for key in keys], np.int64)
+                rows = wanted.find(file.read(columns=["key"]).column("key").to_pylist())
                 if not (rows >= 0).any():
                     return
                 column = read_vectors(file.read(columns=["vector"]).column("vector"), where=str(path))

@@ -12,14 +12,14 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 
 from common.config import UserError
 from common.mapped import mapped_matrix, pieces, release
 from common.progress import Progress, Stopwatch
-from image_parts.cache import FeatureCache
+from image_parts.cache import FeatureCache, RowKeys
 from image_parts.extractors import Extractor, HogExtractor, ModelIdentity, identify_model, make_extractor
 from image_parts.preparation import Job, Outcome, describe_ahead, prepare_ahead
 from image_parts.records import BadImage, ImageRecord, take_records
@@ -64,7 +64,7 @@ def extract_features(scanned: ScannedImages, settings: ImageSettings, *, progres
     vectors, found = _from_cache(cache, contents.keys, folder)
     reasons: dict[int, str] = {}
     if not found.all():
-        jobs = _jobs(scanned, contents, np.flatnonzero(~found))
+        jobs = _Jobs(scanned, contents.first, np.flatnonzero(~found))
         extractor = make_extractor(settings.model, identity)
         if vectors is None:
             vectors = mapped_matrix((len(found), extractor.dimension), folder=folder)
@@ -97,20 +97,14 @@ def cache_key(settings: ImageSettings, identity: ModelIdentity) -> dict[str, Any
 class _Contents:
     """The distinct contents of the images, in the order of their first image."""
 
+    keys: RowKeys  # of each content in the cache, and its row
     rows: np.ndarray  # [n] int64: which content each image has
-    keys: dict[str, int]  # the key of each content in the cache, and its row
     first: np.ndarray  # [u] int64: the first image of each content
 
 
 def _distinct_contents(scanned: ScannedImages) -> _Contents:
-    keys: dict[str, int] = {}
-    rows = np.empty(len(scanned.records), np.int64)
-    first: list[int] = []
-    for image, record in enumerate(scanned.records):
-        rows[image] = keys.setdefault(_row_key(record, scanned.value_range), len(keys))
-        if rows[image] == len(first):
-            first.append(image)
-    return _Contents(rows, keys, np.array(first, np.int64))
+    keys, rows = RowKeys.of(_row_key(record, scanned.value_range) for record in scanned.records)
+    return _Contents(keys, rows, np.unique(rows, return_index=True)[1])
 
 
 def _row_key(record: ImageRecord, value_range: tuple[float, float] | None) -> str:
@@ -120,15 +114,29 @@ def _row_key(record: ImageRecord, value_range: tuple[float, float] | None) -> st
     return f"{record.sha256}@{value_range[0]!r}:{value_range[1]!r}"
 
 
-def _jobs(scanned: ScannedImages, contents: _Contents, missing: np.ndarray) -> list[Job]:
-    """What has to be computed: contents [m] by their rows."""
-    is_missing = np.zeros(len(contents.first), bool)
-    is_missing[missing] = True
-    return [
-        Job(row, key, scanned.records[contents.first[row]].path, scanned.value_range)
-        for key, row in contents.keys.items()
-        if is_missing[row]
-    ]
+@dataclass(frozen=True)
+class _Jobs(Sequence[Job]):
+    """What has to be computed; a job is made when it is asked for."""
+
+    scanned: ScannedImages
+    first: np.ndarray  # [u] int64: the first image of each content
+    missing: np.ndarray  # [m] int64: the rows of contents
+
+    def __len__(self) -> int:
+        return len(self.missing)
+
+    @overload
+    def __getitem__(self, place: int) -> Job: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> list[Job]: ...
+
+    def __getitem__(self, place: int | slice) -> Job | list[Job]:
+        if isinstance(place, slice):
+            return [self[one] for one in range(*place.indices(len(self)))]
+        row = int(self.missing[place])
+        record, value_range = self.scanned.records[int(self.first[row])], self.scanned.value_range
+        return Job(row, _row_key(record, value_range), record.path, value_range)
 
 
 def _scratch_folder(settings: ImageSettings) -> Path:
@@ -136,9 +144,7 @@ def _scratch_folder(settings: ImageSettings) -> Path:
     return Path(settings.cache.cache_dir if settings.cache.enabled else settings.output_dir or ".").expanduser()
 
 
-def _from_cache(
-    cache: FeatureCache | None, wanted: dict[str, int], folder: Path
-) -> tuple[np.ndarray | None, np.ndarray]:
+def _from_cache(cache: FeatureCache | None, wanted: RowKeys, folder: Path) -> tuple[np.ndarray | None, np.ndarray]:
     """The matrix with the rows that the cache has filled in, and which they are; no matrix where it has none."""
     dimension = cache.dimension() if cache else None
     if cache is None or dimension is None:
