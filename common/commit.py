@@ -20,10 +20,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Self
+from types import SimpleNamespace, TracebackType
+from typing import IO, TYPE_CHECKING, Any, Self
 
 from common.config import UserError, canonical_json
+
+if TYPE_CHECKING:
+    import numpy as np
 
 # Raised when a stage's numbers change for the same settings, so that old and new shards are never mixed.
 FORMAT_VERSION = 1
@@ -78,6 +81,14 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 def write_json(path: str | Path, values: Any) -> None:
     """Write `values` to `path` as indented JSON, atomically."""
     write_bytes(path, (json.dumps(values, indent=2, ensure_ascii=False, default=str) + "\n").encode())
+
+
+def save_array(file: IO[bytes], array: np.ndarray) -> None:
+    """Write an array as .npy to an open file; raises OSError where the disk refuses."""
+    import numpy as np
+
+    # Not to the file itself: numpy's shortcut to files on disk raises an OSError that does not say why.
+    np.save(SimpleNamespace(write=file.write), array)
 
 
 def sync_folder(folder: Path) -> None:

@@ -22,6 +22,7 @@ from common.commit import (
     describe_changes,
     fingerprint_files,
     make_folder,
+    save_array,
     sync_folder,
     write_bytes,
     write_json,
@@ -207,7 +208,7 @@ def write_bad_images(bad: Sequence[BadImage], *, output_dir: Path) -> None:
 def write_purity(report: PurityReport, truth: dict[str, Any] | None, *, output_dir: Path) -> None:
     """Write the purity report as JSON, and the matrix of centroid cosines beside it."""
     with atomic_file(output_dir / COSINE_MATRIX) as file:
-        np.save(file, report.centroid_cosine_matrix)
+        save_array(file, report.centroid_cosine_matrix)
     write_json(output_dir / PURITY_REPORT, {**report.to_dict(), "truth": truth, "versions": library_versions()})
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import iterative_tuning
+from common.commit import atomic_file, save_array
 from tests.tuning_runs import (
     TuningServer,
     read_results,
@@ -95,6 +99,24 @@ def test_a_full_disk_is_told_and_loses_nothing(prepared, server, tmp_path):
     assert full["exit_code"] == 1 and "the disk is full" in full["stderr"] and "Traceback" not in full["stderr"]
     assert server.run(config, tmp_path / "run")["exit_code"] == 0
     assert (output / "tuning_results_all.csv").read_bytes() == wanted
+
+
+def test_an_array_that_the_disk_refuses_says_why(tmp_path):
+    """A stage of a run is an array; numpy's own way to a file, the control, leaves out the reason."""
+    array, path = np.zeros(1 << 17), tmp_path / "umap.npy"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    try:
+        for save, reason in ((save_array, errno.EFBIG), (np.save, None)):
+            with pytest.raises(OSError) as refused, atomic_file(path) as file:
+                save(file, array)
+            assert refused.value.errno == reason
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    with atomic_file(path) as file:
+        save_array(file, array)
+    assert np.array_equal(np.load(path), array)
 
 
 def test_a_journal_that_was_lost_or_damaged_is_made_anew(prepared, server, tmp_path):

@@ -12,7 +12,7 @@ from common.backend import CPU
 from common.config import UserError
 from common.density import approximate_neighbors
 from common.silhouette import silhouette_score
-from image_parts.cache import FeatureCache
+from image_parts.cache import FeatureCache, RowKeys
 from image_parts.features import Features
 from image_parts.pipeline import cluster_features, graph_width, has_graph, is_pca_nested, project_pca
 from image_parts.records import number_or_none
@@ -175,7 +175,7 @@ def test_stages_of_other_code_are_not_taken_for_ours(tmp_path, monkeypatch):
 
 def test_a_cache_of_other_features_is_refused(tmp_path):
     """A folder of features that was renamed by hand: of the same images and, here, of the same length."""
-    wanted = {"content": 0}
+    wanted, _ = RowKeys.of(["content"])
     ours, others = ({"model": {"source": "hog", "revision": name}, "image_size": 64} for name in ("1 4 9", "1 3 16"))
     cache = FeatureCache(tmp_path, others)
     with cache.writer(3) as writer:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from common.backend import Backend
-from common.commit import atomic_file
+from common.commit import atomic_file, save_array
 from common.config import UserError
 from image_parts.features import Features, extract_features
 from image_parts.pipeline import ReducedFeatures, cluster_features, expand_to_images, place_in_space
@@ -119,7 +119,7 @@ def reproduce(tuning_dir: Path, iteration: int, scanned: ScannedImages, *, backe
     labels = assignment.labels[features.rows]
     path = iteration_dir(tuning_dir, iteration) / LABELS
     with atomic_file(path) as file:
-        np.save(file, labels)
+        save_array(file, labels)
     if labels_digest(labels) != found.labels_sha256:
         raise UserError(
             f"iteration {iteration} gives other labels than it did: images, libraries or processor changed since; the "

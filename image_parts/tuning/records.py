@@ -11,9 +11,7 @@ import json
 import logging
 from pathlib import Path
 
-import numpy as np
-
-from common.commit import make_folder, remove_stale_temporaries, write_json
+from common.commit import make_folder, remove_stale_temporaries, save_array, write_json
 from common.config import UserError
 from image_parts.purity import PurityReport
 from image_parts.tables import COSINE_MATRIX, PURITY_REPORT
@@ -39,7 +37,7 @@ def write_evaluation(tuning_dir: Path, evaluation: Evaluation, report: PurityRep
     if report is not None:
         make_folder((folder / PURITY_REPORT).parent)
         with (folder / COSINE_MATRIX).open("wb") as file:
-            np.save(file, report.centroid_cosine_matrix)
+            save_array(file, report.centroid_cosine_matrix)
         values = {**report.to_dict(), "tuning": evaluation.metrics, "score": evaluation.score}
         (folder / PURITY_REPORT).write_bytes((json.dumps(values, indent=1) + "\n").encode())
         sizes = {name: (folder / name).stat().st_size for name in (COSINE_MATRIX, PURITY_REPORT)}

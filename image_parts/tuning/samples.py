@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.backend import Backend
-from common.commit import atomic_file, make_folder, remove_stale_temporaries
+from common.commit import atomic_file, make_folder, remove_stale_temporaries, save_array
 from common.config import UserError, canonical_json
 from image_parts.extractors import identify_model
 from image_parts.features import Features, cache_key, extract_features
@@ -94,7 +94,7 @@ def store_sample(sample: Sample, root: Path, *, backend: Backend, max_components
     for name, array in (("vectors", sample.vectors), ("rows", sample.rows)):
         if not _is_whole(folder / f"{name}.npy", array):
             with atomic_file(folder / f"{name}.npy") as file:
-                np.save(file, array)
+                save_array(file, array)
     n_vectors, dimension = sample.vectors.shape
     return SampleHandle(str(folder), (n_vectors, dimension), len(sample.rows), backend, max_components)
 

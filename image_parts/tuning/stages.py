@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from common.backend import Backend
-from common.commit import atomic_file, make_folder
+from common.commit import atomic_file, make_folder, save_array
 from common.config import canonical_json
 from common.density import LinkageTree, SpectralStart, single_linkage_tree
 from common.neighbors import Neighbors
@@ -120,7 +120,7 @@ class StageStore:
             log.warning("%s is damaged and is computed again: %s", path, problem)
         array = make()
         with atomic_file(path) as file:
-            np.save(file, array)
+            save_array(file, array)
         return array
 
 
