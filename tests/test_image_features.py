@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from common.config import UserError, settings_from_values
-from image_parts.cache import FeatureCache
+from image_parts.cache import FeatureCache, RowKeys
 from image_parts.decode import read_image
 from image_parts.extractors import HogExtractor
 from image_parts.features import extract_features
@@ -272,5 +272,12 @@ def test_cache_ignores_vectors_of_another_length(tmp_path):
     with cache.writer(3) as writer:
         writer.add("a", np.ones(3, np.float32))
     vectors = np.zeros((1, 4), np.float32)
-    assert not cache.read_into(vectors, {"a": 0}).any()
+    assert not cache.read_into(vectors, RowKeys.of(["a"])[0]).any()
     assert cache.dimension() == 3 and FeatureCache(tmp_path, {"key": 2}).dimension() is None
+
+
+def test_row_keys_are_numbered_as_they_first_come():
+    keys, rows = RowKeys.of(["d", "b", "d", "a", "b"])
+    assert rows.tolist() == [0, 1, 0, 2, 1] and len(keys) == 3
+    assert keys.find(["a", "b", "c", "d"]).tolist() == [2, 1, -1, 0]
+    assert RowKeys.of([])[0].find(["a"]).tolist() == [-1]
