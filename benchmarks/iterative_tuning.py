@@ -77,7 +77,13 @@ def search_vectors(vectors: np.ndarray, folder: Path, *, stages: Path, **tuning:
     handle = store_sample(sample, stages, backend=CPU, max_components=settings.reduction.pca_components)
     started = time.perf_counter()
     runner = PhaseRunner(
-        Search(space, settings.tuning, name="phase 2", journal_path=folder / "study.journal"),
+        Search(
+            space,
+            settings.tuning,
+            name="phase 2",
+            journal_path=folder / "study.journal",
+            n_evaluations=settings.tuning.max_evaluations,
+        ),
         space,
         Phase(2, settings.tuning.max_evaluations),
         samples=OneSample(handle),  # type: ignore[arg-type]
@@ -281,7 +287,7 @@ def search_known(known: Known, journal: Path, *, strategy: str, seed: int, n_eva
 
     tuning = {"search_space": GRID, "search_strategy": strategy, "seed": seed, "max_evaluations": n_evaluations}
     space = read_space(ImageSettings.model_validate({"tuning": tuning}))
-    search = Search(space, space.base.tuning, name="phase 2", journal_path=journal)
+    search = Search(space, space.base.tuning, name="phase 2", journal_path=journal, n_evaluations=n_evaluations)
     seen: dict[str, float] = {}
     while len(seen) < n_evaluations and search.n_idle < 25:
         proposals, outcomes = search.propose(), []

@@ -50,6 +50,7 @@ def drive(search: Search, space, *, n_batches: int, cut: int | None = None) -> l
 
 
 def make_search(space, path, **options) -> Search:
+    options = {"n_evaluations": space.base.tuning.max_evaluations} | options
     return Search(space, space.base.tuning, name="phase 2", journal_path=path, **options)
 
 
@@ -162,3 +163,24 @@ def test_forced_choices_come_first_and_a_grid_takes_only_them(tmp_path):
     assert told[: len(forced)] == [choice_key(choice) for choice in forced]
     only = make_search(space_of("grid"), tmp_path / "only", forced=forced, only_forced=True)
     assert drive(only, space, n_batches=1) == told[: len(forced)] and only.propose() == []
+
+
+@pytest.mark.parametrize("strategy", ["evolution", "tpe"])
+def test_a_fifth_of_the_evaluations_looks_around_whatever_was_found_before(tmp_path, strategy):
+    space = space_of(strategy)
+
+    def proposals(name: str, *, sign: float) -> list[str]:
+        search, told = make_search(space, tmp_path / name, n_evaluations=100), []
+        while len(told) < 40:
+            batch = search.propose()
+            scores = [sign * steps_to_target(proposal.choice, space) for proposal in batch]
+            outcomes = [
+                Outcome(score, proposal.number + 1, True) for score, proposal in zip(scores, batch, strict=True)
+            ]
+            search.tell(batch, outcomes)
+            told += [choice_key(proposal.choice) for proposal in batch]
+        return told
+
+    towards, away = proposals("towards", sign=1.0), proposals("away", sign=-1.0)
+    assert towards[:20] == away[:20]
+    assert towards[20:40] != away[20:40]

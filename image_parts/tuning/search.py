@@ -33,6 +33,9 @@ _GRID_BATCH = 64
 _TPE_BATCH = 5
 # Who proposes by turns once a population is evaluated; None is the sampler.
 _TURNS = (None, cross_stages, cross_stages, step_from_best)
+# Of the evaluations, those that look around at random before the best are followed. Where the best embedding goes with
+# cuts of its own, a search that follows the first good cut from the start does not come by it.
+_EXPLORED_SHARE = 0.2
 _OUTCOME = "outcome"  # user attribute of a trial
 
 
@@ -66,13 +69,16 @@ class Search:
         *,
         name: str,
         journal_path: Path,
+        n_evaluations: int,
         forced: Sequence[Choice] = (),
         only_forced: bool = False,
     ) -> None:
+        """Take up what the journal holds; `forced` choices come first, and with them nothing is left to explore."""
         import optuna
 
         self._space, self._tuning, self._name = space, tuning, name
         self._forced, self._only_forced = list(forced), only_forced
+        self._n_explored = 0 if forced else max(tuning.population_size, round(_EXPLORED_SHARE * n_evaluations))
         self._journal_path = journal_path
         self._stored = journal_study(open_journal(journal_path), name)
         self._study = optuna.create_study(direction="maximize")
@@ -133,7 +139,7 @@ class Search:
         """A choice that the sampler is not asked for: the forced ones first, later those from the best, by turns."""
         if number < len(self._forced):
             return self._forced[number]
-        if self._tuning.search_strategy == "grid" or number < self._tuning.population_size:
+        if self._tuning.search_strategy == "grid" or number < max(self._n_explored, self._tuning.population_size):
             return None
         derive = _TURNS[number % len(_TURNS)]
         if derive is None:
@@ -185,7 +191,7 @@ class Search:
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         from optuna.samplers import RandomSampler
 
-        strategy, is_idle = self._tuning.search_strategy, self._n_idle > 0  # after an idle batch: one at random
+        strategy = self._tuning.search_strategy
         if strategy == "grid" and not self._only_forced:
             return self._grid
         seed = trial_seed(self._tuning.seed, self._name, number)
@@ -193,7 +199,7 @@ class Search:
             return RandomSampler(seed=seed)  # of forced choices, which leave nothing to draw
         sampler: optuna.samplers.BaseSampler
         population_size, rate = self._tuning.population_size, self._tuning.mutation_rate
-        if is_idle:
+        if number < self._n_explored or self._n_idle > 0:  # after an idle batch: one at random
             sampler = RandomSampler(seed=seed)
         elif strategy == "evolution":
             sampler = evolution_sampler(seed=seed, population_size=population_size, mutation_prob=rate)

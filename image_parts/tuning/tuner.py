@@ -162,6 +162,7 @@ def _run(
         tuning,
         name=f"phase {phase.number}",
         journal_path=around.records.tuning_dir / JOURNAL,
+        n_evaluations=phase.budget,
         forced=forced,
         only_forced=bool(forced) and tuning.search_strategy == "grid",
     )
