@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from image_parts.tuning.space import Choice, SearchSpace, choice_key
 
-# How far down the ranking of distinct clusterings something new is sought.
-_N_BEST = 10
+# How far down the ranking something new is sought, and how much less likely each is drawn than the one above it. Never
+# the best alone: it may be the best only among what was met, and keep the search from what goes with other cuts.
+_N_BEST = 30
+_FALL = 0.7
+
+Ranked = TypeVar("Ranked")
 
 
 class Scored(NamedTuple):
@@ -28,17 +32,16 @@ class Scored(NamedTuple):
 def cross_stages(
     scored: Iterable[Scored], space: SearchSpace, *, is_known: Callable[[str], bool], seed: int
 ) -> Choice | None:
-    """The cut of the best candidate on an embedding of another, drawn by the seed; where all are known the next best's.
+    """A cut of one of the best candidates on an embedding of another, drawn by the seed: the better, the likelier.
 
-    None where the ten best distinct clusterings leave nothing to try.
+    None where the thirty best cuts leave nothing to try.
     """
-    scored = list(scored)
-    embeddings = {choice_key(part): part for part in (_part(found.choice, of_cut=False) for found in scored)}
-    drawn = list(embeddings.values())
-    random.Random(seed).shuffle(drawn)
-    for found in best_clusterings(scored):
-        cut = _part(found.choice, of_cut=True)
-        for embedding in drawn:
+    scored, draw = list(scored), random.Random(seed)
+    embeddings = _distinct(_part(found.choice, of_cut=False) for found in scored)
+    draw.shuffle(embeddings)
+    ranked = sorted(scored, key=lambda found: -found.score)  # stable: the first of equals
+    for cut in _likely_first(_distinct(_part(found.choice, of_cut=True) for found in ranked)[:_N_BEST], draw):
+        for embedding in embeddings:
             crossed = space.complete({**cut, **embedding})
             if not is_known(choice_key(crossed)) and space.fits(crossed):
                 return crossed
@@ -48,25 +51,40 @@ def cross_stages(
 def step_from_best(
     scored: Iterable[Scored], space: SearchSpace, *, is_known: Callable[[str], bool], seed: int
 ) -> Choice | None:
-    """A choice one step from the best candidate, drawn by the seed; where all are known, from the next best.
+    """A choice one step from one of the best candidates, drawn by the seed: the better, the likelier.
 
-    None where those of the ten best distinct clusterings are all known.
+    None where all around the thirty best distinct clusterings is known.
     """
-    for found in best_clusterings(scored):
-        drawn = space.neighbors(found.choice)
-        random.Random(seed).shuffle(drawn)
-        for choice in drawn:
+    draw = random.Random(seed)
+    for found in _likely_first(best_clusterings(scored), draw):
+        near = space.neighbors(found.choice)
+        draw.shuffle(near)
+        for choice in near:
             if not is_known(choice_key(choice)) and space.fits(choice):
                 return choice
     return None
 
 
 def best_clusterings(scored: Iterable[Scored]) -> list[Scored]:
-    """The first candidates of the ten best distinct clusterings, best first."""
+    """The first candidates of the thirty best distinct clusterings, best first."""
     distinct: dict[tuple[str, float], Scored] = {}
     for number, found in enumerate(scored):
         distinct.setdefault((found.labels or str(number), found.score), found)
     return sorted(distinct.values(), key=lambda found: -found.score)[:_N_BEST]  # stable: the first of equals
+
+
+def _likely_first(ranked: list[Ranked], draw: random.Random) -> list[Ranked]:
+    """The same, best first, in an order by chance: each comes next with 0.7 of the likelihood of the one above it."""
+    waits = [draw.expovariate(_FALL**rank) for rank in range(len(ranked))]
+    return [ranked[rank] for rank in sorted(range(len(ranked)), key=waits.__getitem__)]
+
+
+def _distinct(parts: Iterable[Choice]) -> list[Choice]:
+    """Each of equal ones once, in the order in which they are first met."""
+    distinct: dict[str, Choice] = {}
+    for part in parts:
+        distinct.setdefault(choice_key(part), part)
+    return list(distinct.values())
 
 
 def _part(choice: Mapping[str, object], *, of_cut: bool) -> Choice:

@@ -35,7 +35,7 @@ _TPE_BATCH = 5
 _TURNS = (None, cross_stages, cross_stages, step_from_best)
 # Of the evaluations, those that look around at random before the best are followed. Where the best embedding goes with
 # cuts of its own, a search that follows the first good cut from the start does not come by it.
-_EXPLORED_SHARE = 0.2
+_EXPLORED_SHARE = 1 / 3
 _OUTCOME = "outcome"  # user attribute of a trial
 
 
