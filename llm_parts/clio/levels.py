@@ -14,7 +14,7 @@ NEIGHBORHOOD_SIZE = 40  # clusters that are shown together when parents are prop
 NAMES_TOGETHER = 100  # proposed names that are shown together to be told apart
 MAX_LINKED = 5_000  # a tree of merges needs the distances of all pairs: 100 MB of them
 N_LINKED_GROUPS = 2_500  # into which more vectors are put before they are linked
-_N_PASSES = 5  # of k-means by which they are: groups of a few vectors need not be the best
+_N_PASSES = 5  # of k-means where its groups need not be the best: those to be linked, and parts to be cut further
 MAX_COMPARED = 1 << 19  # vectors times neighbourhoods up to which these are found at once
 
 
@@ -129,7 +129,8 @@ def neighborhoods(vectors: np.ndarray, *, seed: int, size: int = NEIGHBORHOOD_SI
 
     is_small = len(vectors) * n_groups <= MAX_COMPARED
     n_parts = n_groups if is_small else round(n_groups**0.5)
-    labels = KMeans(n_parts, n_init=4, random_state=seed).fit_predict(vectors)
+    found = KMeans(n_parts, n_init=4 if is_small else 1, max_iter=300 if is_small else _N_PASSES, random_state=seed)
+    labels = found.fit_predict(vectors)
     parts = [rows for _, rows in cluster_members(labels, n_parts)]
     if is_small:
         return parts
