@@ -124,7 +124,7 @@ def bench_stage2(bench: Bench) -> Outcome:
     components = {"plain": bench.path("components.npy"), "ours": bench.path("stage2/pca.safetensors")}
     for folder, n_rows in ((shards, bench.sizes.vectors), (many, bench.sizes.many_vectors)):
         prepare("write_vectors", folder=folder, n_rows=n_rows, dimension=384)
-    libraries = ("torch", "safetensors.numpy")
+    libraries = ("torch", "safetensors.numpy", "joblib", "threadpoolctl", "pyarrow.parquet")
     sides = {
         "plain version": peer(
             "reduce_vectors",

@@ -34,7 +34,7 @@ def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
         return column
     if column.num_chunks == 1:
         return column.chunk(0)  # which combining would copy
-    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    return pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
 
 
 def is_vector(arrow_type: pa.DataType) -> bool:
@@ -93,7 +93,7 @@ def _rows_with_elements(array: pa.Array) -> np.ndarray:
     import pyarrow.compute as pc
 
     if pa.types.is_fixed_size_list(array.type):
-        return np.asarray(array.is_valid())
+        return np.asarray(array.is_valid()) if array.null_count else np.ones(len(array), bool)
     return np.asarray(pc.greater(pc.fill_null(pc.list_value_length(array), 0), 0))
 
 
@@ -117,7 +117,7 @@ def _common_length(array: pa.Array, present: np.ndarray, where: str) -> int:
 
 def _to_matrix(elements: pa.Array, present: np.ndarray, dimension: int) -> np.ndarray:
     # A null element becomes NaN, so that its row is found by the test for finite values.
-    values = elements.to_numpy(zero_copy_only=False).astype(np.float32, copy=False)
+    values = _to_numpy(elements).astype(np.float32, copy=False)
     if present.all():
         return values.reshape(len(present), dimension)
     vectors = np.zeros((len(present), dimension), np.float32)  # [n, d]
@@ -126,11 +126,32 @@ def _to_matrix(elements: pa.Array, present: np.ndarray, dimension: int) -> np.nd
     return vectors
 
 
+def _to_numpy(elements: pa.Array) -> np.ndarray:
+    """Numbers as numpy, NaN for null; plain floats as they lie there, because pyarrow asks pandas, and imports it."""
+    import pyarrow as pa
+
+    if not len(elements):
+        return np.zeros(0, np.float32)
+    if elements.null_count or not pa.types.is_floating(elements.type):
+        return np.asarray(elements.to_numpy(zero_copy_only=False))
+    values = np.frombuffer(elements.buffers()[1], elements.type.to_pandas_dtype())
+    return values[elements.offset : elements.offset + len(elements)]
+
+
+def no_rows(schema: pa.Schema) -> pa.Table:
+    """A table of these columns without a row, as `Schema.empty_table` makes it, which imports pandas."""
+    import pyarrow as pa
+
+    return pa.table([pa.nulls(0, field.type) for field in schema], schema=schema)
+
+
 def vector_array(vectors: np.ndarray, *, valid: np.ndarray | None = None, dtype: str = "float32") -> pa.Array:
     """An Arrow column of the rows of `vectors` ([n, d]); rows where `valid` ([n] bool) is false become null."""
     import pyarrow as pa
 
-    elements = pa.array(np.ascontiguousarray(vectors, dtype=dtype).reshape(-1))
+    values = np.ascontiguousarray(vectors, dtype=dtype).reshape(-1)
+    # Not pa.array, which imports pandas to ask it: a fifth of a second in every stage.
+    elements = pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
     mask = None if valid is None or valid.all() else pa.array(~valid)
     return pa.FixedSizeListArray.from_arrays(elements, type=vector_type(vectors.shape[1], dtype), mask=mask)
 

@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from common.columns import replace_columns
+from common.columns import no_rows, replace_columns
 from common.commit import atomic_file
 from common.config import UserError
 from common.parquet_footer import (
@@ -55,12 +55,12 @@ class Extension:
     @cached_property
     def new_schema(self) -> pa.Schema:
         """The schema of the computed columns."""
-        return self.compute(self.source.schema.empty_table().select(list(self.reads))).schema
+        return self.compute(no_rows(self.source.schema).select(list(self.reads))).schema
 
     @cached_property
     def schema(self) -> pa.Schema:
         """The schema of the shard to be written."""
-        return self._extend(self.source.schema.empty_table()).schema
+        return self._extend(no_rows(self.source.schema)).schema
 
     @property
     def copied(self) -> list[str]:
@@ -123,7 +123,7 @@ def _footer_of_no_rows(schema: pa.Schema, stamp: Stamp) -> Footer:
 
     file = io.BytesIO()
     with pq.ParquetWriter(file, schema, **parquet_options(schema)) as writer:
-        writer.write_table(schema.empty_table())
+        writer.write_table(no_rows(schema))
         writer.add_key_value_metadata({STAMP_KEY.decode(): stamp.to_json()})
     return Footer(read_footer_bytes(file))
 
