@@ -110,8 +110,9 @@ def _expected_of_cluster(
 ) -> float:
     """Its sum over all labels; `few` and `many` are log factorials of counts near 0 and near n."""
     mean = size * labels / n
-    # By Bernstein's inequality, counts farther from their mean than this have less than exp(-40) of the probability.
-    reach = 40 / 3 + np.sqrt((40 / 3) ** 2 + 80.0 * mean * (1.0 - labels / n))
+    # By Bernstein's inequality, counts farther from their mean than this have less than exp(-28) of the probability, a
+    # millionth of a millionth.
+    reach = 28 / 3 + np.sqrt((28 / 3) ** 2 + 56.0 * mean * (1.0 - labels / n))
     low = np.maximum(np.maximum(1, size + labels - n), np.floor(mean - reach).astype(np.int64))
     high = np.minimum(np.minimum(size, labels), np.ceil(mean + reach).astype(np.int64))
     lengths = high - low + 1  # at least 1: the mean lies within the bounds
