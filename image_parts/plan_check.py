@@ -37,6 +37,7 @@ def check_plan(plan: Plan) -> None:
         *_check_targets(found),
         *_check_permissions(plan, found, existing),
         *_check_hardlinks(plan, found),
+        *_check_links(plan),
         *_check_space(plan, found, existing),
     ]
     if problems:
@@ -134,6 +135,20 @@ def _check_hardlinks(plan: Plan, found: _Findings) -> Iterator[str]:
         far.add(folder)
     if far.n:
         yield f"{far} lie on another file system than {plan.output_dir}, where no hard link reaches; use copy"
+
+
+def _check_links(plan: Plan) -> Iterator[str]:
+    """No link leads to a file that would be gone from there before what the link leads to is copied."""
+    if plan.mode != "move":
+        return
+    leads_to = {}
+    for action in plan.actions:
+        if action.kind == "copy" and (real := os.path.realpath(action.source)) != action.source:
+            leads_to[real] = action.source
+    for action in plan.actions if leads_to else ():
+        link = leads_to.get(os.path.realpath(action.source)) if action.kind == "move" else None
+        if link is not None:
+            yield f"{link!r} leads to {action.source!r}, which would be moved away; use mode: copy, or remove the link"
 
 
 def _check_space(plan: Plan, found: _Findings, existing: Path) -> Iterator[str]:

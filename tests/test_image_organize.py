@@ -219,6 +219,17 @@ def test_linked_labels_and_images_are_copied_as_content_and_stay(tmp_path):
     assert not (tmp_path / "in/img/x.jpg").exists()
 
 
+def test_a_link_to_a_file_that_would_be_moved_away_stops_a_move_before_it_begins(tmp_path):
+    write_file(tmp_path / "in/img/x.jpg", b"x")
+    (tmp_path / "in/img/y.jpg").symlink_to("x.jpg")
+    before = tree(tmp_path / "in")
+    with pytest.raises(UserError, match=r"(?s)none was touched.*y\.jpg' leads to .*x\.jpg', which would be moved"):
+        organize(plan_of(tmp_path / "in", tmp_path / "out", mode="move"))
+    assert tree(tmp_path / "in") == before and not list((tmp_path / "out").glob("cluster_*"))
+    organize(plan_of(tmp_path / "in", tmp_path / "out", mode="copy"))
+    assert (tmp_path / "out/cluster_000/img/y.jpg").read_bytes() == b"x"
+
+
 def test_what_lies_behind_a_linked_folder_is_copied_and_stays(tmp_path):
     write_file(tmp_path / "elsewhere/img/x.jpg", b"x")
     write_file(tmp_path / "elsewhere/lab/x.txt", b"0 1 1 1 1")
