@@ -22,6 +22,7 @@ from pydantic import Field
 from common import cli
 from common.centroids import Centroids
 from common.clustered_shards import clustered_inputs, open_clustered_shards
+from common.columns import no_rows
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.dataset_table import columns_to_read, count_dataset, dataset_table
@@ -265,7 +266,7 @@ def write_dataset_shard(task: DatasetTask, *, labeler: Labeler, keep_unused: boo
     """Write one shard of the dataset; returns what `_SUCCESS` says of it."""
     schema = task.sources[0].shard.schema
     columns = columns_to_read(schema, labeler.columns)
-    empty = schema.empty_table().select(columns)
+    empty = no_rows(schema).select(columns)
 
     def tables() -> Iterator[pa.Table]:
         for source in task.sources:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.centroids import Centroids
-from common.columns import read_vectors
+from common.columns import no_rows, read_vectors
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.layers import LayerOutput, LayerTask
@@ -121,7 +121,7 @@ def write_ids(task: ShardToShard, *, predictor: Predictor) -> dict[str, Any]:
     """Write the ids of one shard, and nothing else, to a shard of its own."""
     find_ids = partial(predictor.find_ids, where=str(task.source.path))
     tables = (find_ids(table) for table in task.source.iter_tables([predictor.vector_column]))
-    empty = task.source.schema.empty_table().select([predictor.vector_column])
+    empty = no_rows(task.source.schema).select([predictor.vector_column])
     return task.shard.write(find_ids(empty).schema, tables)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from common.columns import no_rows
 from common.commit import fingerprint_files
 from common.config import UserError
 from common.shards import damaged
@@ -57,7 +58,7 @@ class Table:
         names = list(columns) if columns is not None else self.schema.names
         schema = pa.schema([self.schema.field(name) for name in names])
         pieces = [piece for piece in self._pieces(start, stop, names)]
-        return pa.concat_tables([_cast(piece, schema) for piece in pieces]) if pieces else schema.empty_table()
+        return pa.concat_tables([_cast(piece, schema) for piece in pieces]) if pieces else no_rows(schema)
 
     def _pieces(self, start: int, stop: int, names: list[str]) -> Iterator[pa.Table]:
         import pyarrow as pa

@@ -15,12 +15,13 @@ import tempfile
 import weakref
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal
 
 from common.config import UserError
+from image_parts.on_demand import OnDemand
 
 Mode = Literal["copy", "move", "hardlink", "symlink"]
 Kind = Literal["copy", "move", "hardlink", "symlink", "write"]
@@ -53,7 +54,7 @@ class Action:
 _FIELDS = [entry.name for entry in fields(Action)]
 
 
-class ActionLines(Sequence[Action]):
+class ActionLines(OnDemand[Action]):
     """Actions that lie in a file, one in each line; threads may read them at the same time.
 
     `starts` [n + 1] is where the lines begin and the last one ends, `n_of_role` how many actions have each role. The
@@ -68,17 +69,8 @@ class ActionLines(Sequence[Action]):
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, number: int) -> Action: ...
-
-    @overload
-    def __getitem__(self, number: slice) -> list[Action]: ...
-
-    def __getitem__(self, number: int | slice) -> Action | list[Action]:
-        if isinstance(number, slice):
-            return [self[place] for place in range(*number.indices(len(self)))]
-        place = range(len(self))[number]  # negative ones from the end, and IndexError beyond it
-        return parse_action(self._read(place, place + 1))
+    def _make(self, number: int) -> Action:
+        return parse_action(self._read(number, number + 1))
 
     def __iter__(self) -> Iterator[Action]:
         for block in self.blocks():

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from common.mapped import mapped_matrix, pieces, release
 from common.progress import Progress, Stopwatch
 from image_parts.cache import FeatureCache, RowKeys
 from image_parts.extractors import Extractor, HogExtractor, ModelIdentity, identify_model, make_extractor
+from image_parts.on_demand import OnDemand
 from image_parts.preparation import Job, Outcome, describe_ahead, prepare_ahead
 from image_parts.records import BadImage, ImageRecord, take_records
 from image_parts.scan import ScannedImages, n_workers_of
@@ -115,7 +116,7 @@ def _row_key(record: ImageRecord, value_range: tuple[float, float] | None) -> st
 
 
 @dataclass(frozen=True)
-class _Jobs(Sequence[Job]):
+class _Jobs(OnDemand[Job]):
     """What has to be computed; a job is made when it is asked for."""
 
     scanned: ScannedImages
@@ -125,16 +126,8 @@ class _Jobs(Sequence[Job]):
     def __len__(self) -> int:
         return len(self.missing)
 
-    @overload
-    def __getitem__(self, place: int) -> Job: ...
-
-    @overload
-    def __getitem__(self, place: slice) -> list[Job]: ...
-
-    def __getitem__(self, place: int | slice) -> Job | list[Job]:
-        if isinstance(place, slice):
-            return [self[one] for one in range(*place.indices(len(self)))]
-        row = int(self.missing[place])
+    def _make(self, number: int) -> Job:
+        row = int(self.missing[number])
         record, value_range = self.scanned.records[int(self.first[row])], self.scanned.value_range
         return Job(row, _row_key(record, value_range), record.path, value_range)
 

@@ -171,6 +171,6 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
 
 def _check_line(line: dict[str, Any], number: int) -> None:
     """Raise ValueError, KeyError or TypeError unless this is line `number` of a journal, the first of which is 1."""
-    is_known = line["event"] in _EVENTS and isinstance(line["plan"], str)
+    is_known = line["event"] in get_args(Event) and isinstance(line["plan"], str)
     if not is_known or not 0 <= line.get("action", 0) < number:  # each action before it has a line of its own
         raise ValueError("no line of ours")

@@ -37,7 +37,7 @@ def check_plan(plan: Plan) -> None:
         *_check_targets(found),
         *_check_permissions(plan, found, existing),
         *_check_hardlinks(plan, found),
-        *_check_links(plan),
+        *_check_links(plan, found),
         *_check_space(plan, found, existing),
     ]
     if problems:
@@ -71,6 +71,7 @@ class _Findings:
     too_long: _Some = field(default_factory=_Some)
     moved_from: Counter[str] = field(default_factory=Counter)  # folders of sources that go
     far: Counter[str] = field(default_factory=Counter)  # folders of sources on another file system, or gone
+    linked: dict[str, str] = field(default_factory=dict)  # what links lead to that are copied, and the links
 
     @classmethod
     def of(cls, plan: Plan, existing: Path) -> _Findings:
@@ -85,8 +86,15 @@ class _Findings:
                 found.taken.add(target)
             if len(os.fsencode(target)) > _MAX_PATH_BYTES:
                 found.too_long.add(target)
+            if plan.mode == "move" and action.kind == "copy":
+                found._take_link(action)
             found._take_source(action, is_near=action.kind not in ("move", "hardlink") or not is_far(_folder(action)))
         return found
+
+    def _take_link(self, action: Action) -> None:
+        real = os.path.realpath(action.source)
+        if real != action.source:  # else a file that others use too
+            self.linked[real] = action.source
 
     def _take_source(self, action: Action, *, is_near: bool) -> None:
         if not is_near:  # what was in a folder that is gone is left out later
@@ -137,16 +145,10 @@ def _check_hardlinks(plan: Plan, found: _Findings) -> Iterator[str]:
         yield f"{far} lie on another file system than {plan.output_dir}, where no hard link reaches; use copy"
 
 
-def _check_links(plan: Plan) -> Iterator[str]:
+def _check_links(plan: Plan, found: _Findings) -> Iterator[str]:
     """No link leads to a file that would be gone from there before what the link leads to is copied."""
-    if plan.mode != "move":
-        return
-    leads_to = {}
-    for action in plan.actions:
-        if action.kind == "copy" and (real := os.path.realpath(action.source)) != action.source:
-            leads_to[real] = action.source
-    for action in plan.actions if leads_to else ():
-        link = leads_to.get(os.path.realpath(action.source)) if action.kind == "move" else None
+    for action in plan.actions if found.linked else ():
+        link = found.linked.get(os.path.realpath(action.source)) if action.kind == "move" else None
         if link is not None:
             yield f"{link!r} leads to {action.source!r}, which would be moved away; use mode: copy, or remove the link"
 

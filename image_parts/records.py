@@ -9,9 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import numpy as np
+
+from image_parts.on_demand import OnDemand
 
 # The label of images that are in no cluster, as HDBSCAN writes it.
 NOISE = -1
@@ -41,7 +42,7 @@ class ImageRecord:
 
 
 @dataclass(frozen=True, eq=False)
-class PackedNames(Sequence[bytes]):
+class PackedNames(OnDemand[bytes]):
     """Many names, one after the other: eight bytes each beside their own, where an object takes fifty."""
 
     content: bytes
@@ -59,16 +60,8 @@ class PackedNames(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    @overload
-    def __getitem__(self, row: int) -> bytes: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[bytes]: ...
-
-    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        return self.content[self.ends[row] : self.ends[row + 1]]
+    def _make(self, number: int) -> bytes:
+        return self.content[self.ends[number] : self.ends[number + 1]]
 
     def take(self, rows: np.ndarray) -> PackedNames:
         """Some of the names, in the order of `rows` [m] integers."""
@@ -76,7 +69,7 @@ class PackedNames(Sequence[bytes]):
 
 
 @dataclass(frozen=True, eq=False)
-class ImageTable(Sequence[ImageRecord]):
+class ImageTable(OnDemand[ImageRecord]):
     """Records of many images in columns: a hundred bytes each, where an object takes ten times that.
 
     A record is made when it is asked for. Images lie below one folder, `root`.
@@ -93,26 +86,17 @@ class ImageTable(Sequence[ImageRecord]):
     def __len__(self) -> int:
         return len(self.hashes)
 
-    @overload
-    def __getitem__(self, row: int) -> ImageRecord: ...
-
-    @overload
-    def __getitem__(self, row: slice) -> list[ImageRecord]: ...
-
-    def __getitem__(self, row: int | slice) -> ImageRecord | list[ImageRecord]:
-        if isinstance(row, slice):
-            return [self[place] for place in range(*row.indices(len(self)))]
-        row = range(len(self))[row]  # negative ones from the end, and IndexError beyond it
-        relative_path = self.relative_path(row)
+    def _make(self, number: int) -> ImageRecord:
+        relative_path = self.relative_path(number)
         return ImageRecord(
             path=self.root / relative_path,
             relative_path=relative_path,
-            sha256=self.hashes[row].tobytes().hex(),
-            width=int(self.pixels[row, 0]),
-            height=int(self.pixels[row, 1]),
-            n_bytes=int(self.n_bytes[row]),
-            modified_ns=int(self.modified_ns[row]),
-            is_deep=bool(self.is_deep[row]),
+            sha256=self.hashes[number].tobytes().hex(),
+            width=int(self.pixels[number, 0]),
+            height=int(self.pixels[number, 1]),
+            n_bytes=int(self.n_bytes[number]),
+            modified_ns=int(self.modified_ns[number]),
+            is_deep=bool(self.is_deep[number]),
         )
 
     def __eq__(self, other: object) -> bool:

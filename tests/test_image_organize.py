@@ -508,7 +508,13 @@ def test_a_plan_that_was_edited_is_not_taken_for_the_one_that_ran(small, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "line", ["{}", '{"plan": "x", "event": "guess"}', '{"plan": "x", "event": "done", "action": 99}']
+    "line",
+    [
+        "{}",
+        '{"plan": "x", "event": "guess"}',
+        '{"plan": "x", "event": "done", "action": 99}',
+        '{"plan": "x", "event": null, "action": 0}',
+    ],
 )
 def test_a_damaged_journal_is_told_and_nothing_touched(small, tmp_path, line):
     out = tmp_path / "out"
