@@ -32,6 +32,9 @@ from common.stage import map_shards
 
 log = logging.getLogger(__name__)
 
+# Rows that are counted at once; two narrow columns of them are a few MiB.
+COUNTED_ROWS = 1 << 17
+
 
 class Settings(StageSettings):
     """Section `purity_counter`."""
@@ -150,14 +153,13 @@ def count_shard(shard: Shard, *, settings: Settings) -> Contingency:
     """The counts of one shard."""
     counts = Contingency()
     label = settings.teacher_label_column
-    for table in shard.iter_tables([settings.cluster_column, label], as_dictionaries=[label]):
+    for table in shard.iter_tables([settings.cluster_column, label], n_rows=COUNTED_ROWS, as_dictionaries=[label]):
         counts.update(table[settings.cluster_column], table[label])
     return counts
 
 
 def _refuse_unknown_ids(counts: Contingency, centroids: Centroids, settings: Settings) -> None:
-    found = counts.per_cluster().cluster_ids
-    unknown = np.setdiff1d(found, centroids.ids)
+    unknown = np.setdiff1d(counts.cluster_ids, centroids.ids)
     if len(unknown):
         raise UserError(
             f"{settings.shards_dir} holds cluster id {unknown[0]}, which {centroids.path} does not have; "

@@ -29,8 +29,10 @@ _MAX_CLUSTER_ID = 2**31 - 2
 _NO_LABEL = 0
 # Pairs kept apart before they are added up; bounds the memory of a long stream.
 _COMPACT_AT = 1 << 20
-# Up to so many pairs of cluster and label, a batch is counted in a table of all of them, which is quicker than sorting.
+# A batch is counted in a table of all pairs of cluster and label, which is quicker than sorting, where the table has up
+# to so many cells, or so many for each row.
 _TABLE_CELLS = 1 << 17
+_TABLE_CELLS_PER_ROW = 16
 
 
 @dataclass(frozen=True)
@@ -115,19 +117,20 @@ class Contingency:
         """All labels seen, in the order of their names."""
         return sorted(self._label_codes)
 
+    @property
+    def cluster_ids(self) -> np.ndarray:
+        """[k] int64, the clusters seen, rising."""
+        self._compact()
+        clusters = _split_keys(self._keys[0])[0]  # which rise
+        return np.unique(clusters[clusters >= 0])
+
     def matrix(self) -> tuple[np.ndarray, list[str], Any]:
         """Return cluster ids [k], label names [c] and the scipy CSR matrix [k, c] of counts of the scored rows.
 
         Clusters without a labelled row and labels without a clustered row are left out.
         """
-        from scipy.sparse import csr_array
-
-        clusters, ranks, counts = self._pairs()
-        scored = (clusters >= 0) & (ranks >= 0)
-        ids, rows = np.unique(clusters[scored], return_inverse=True)
-        label_ranks, columns = np.unique(ranks[scored], return_inverse=True)
+        ids, label_ranks, table = _scored_table(*self._pairs())
         names = self.labels
-        table = csr_array((counts[scored], (rows, columns)), shape=(len(ids), len(label_ranks)), dtype=np.int64)
         return ids, [names[rank] for rank in label_ranks], table
 
     def per_cluster(self, *, cluster_ids: Sequence[int] | np.ndarray | None = None) -> ClusterQuality:
@@ -156,7 +159,7 @@ class Contingency:
             n_clusters=len(np.unique(clusters[in_cluster])),
             n_labels=len(self._label_codes),
             coverage=n_scored / n_labeled if n_labeled else math.nan,
-            **agreement_scores(self.matrix()[2]),
+            **agreement_scores(_scored_table(clusters, ranks, counts)[2]),
         )
 
     def _pairs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -166,9 +169,10 @@ class Contingency:
         ranks = np.full(len(self._label_codes) + 1, -1, np.int64)
         for rank, label in enumerate(self.labels):
             ranks[self._label_codes[label]] = rank
+        ranks = ranks[codes]
         # One order whatever the order of the batches, so that sums of floats are equal to the last bit.
-        order = np.lexsort((ranks[codes], clusters))
-        return clusters[order], ranks[codes][order], self._counts[0][order]
+        order = np.argsort((clusters << _CODE_BITS) + ranks)
+        return clusters[order], ranks[order], self._counts[0][order]
 
     def _encode(self, labels: Any) -> np.ndarray:
         encoded = _as_arrow(labels).dictionary_encode()
@@ -198,6 +202,17 @@ class Contingency:
         if len(self._keys) > 1:
             keys, counts = _count_pairs(*_split_keys(np.concatenate(self._keys)), np.concatenate(self._counts))
             self._keys, self._counts = [keys], [counts]
+
+
+def _scored_table(clusters: np.ndarray, ranks: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray, Any]:
+    """Ids [k] and ranks [c] of the clusters and labels of scored rows, and their counts as a CSR matrix [k, c]."""
+    from scipy.sparse import csr_array
+
+    scored = (clusters >= 0) & (ranks >= 0)
+    ids, rows = np.unique(clusters[scored], return_inverse=True)
+    label_ranks, columns = np.unique(ranks[scored], return_inverse=True)
+    table = csr_array((counts[scored], (rows, columns)), shape=(len(ids), len(label_ranks)), dtype=np.int64)
+    return ids, label_ranks, table
 
 
 def _cluster_quality(
@@ -238,11 +253,17 @@ def _count_pairs(
     """The pairs that occur as rising keys, and how often; or the sums of their `counts`."""
     n_codes = int(codes.max(initial=0)) + 1
     n_cells = (int(clusters.max(initial=-1)) + 2) * n_codes
-    if n_cells <= _TABLE_CELLS:
-        totals = np.bincount((clusters + 1) * n_codes + codes, weights=counts, minlength=n_cells)
+    if n_cells <= max(_TABLE_CELLS, _TABLE_CELLS_PER_ROW * len(codes)):
+        places = clusters + 1
+        places *= n_codes  # in place: new memory costs more than the arithmetic
+        places += codes
+        totals = np.bincount(places, weights=counts, minlength=n_cells)
         cells = np.flatnonzero(totals)
         return ((cells // n_codes) << _CODE_BITS) | (cells % n_codes), totals[cells].astype(np.int64)
-    keys, places = np.unique(((clusters + 1) << _CODE_BITS) | codes, return_inverse=True)
+    keys = ((clusters + 1) << _CODE_BITS) | codes
+    if counts is None:
+        return np.unique(keys, return_counts=True)
+    keys, places = np.unique(keys, return_inverse=True)
     return keys, np.bincount(places, weights=counts, minlength=len(keys)).astype(np.int64)
 
 
@@ -276,12 +297,13 @@ def _as_arrow(labels: Any) -> Any:
 def _as_cluster_ids(cluster_ids: Any) -> np.ndarray:
     """Cluster ids as int64 with -1 for null, NaN and negative ones."""
     if isinstance(cluster_ids, np.ndarray) and cluster_ids.dtype.kind in "iu":
-        ids = cluster_ids.astype(np.int64)
+        ids = cluster_ids
     else:
-        ids = _to_numpy(_cast_to_int(_as_arrow(cluster_ids)), absent=-1).astype(np.int64)
+        ids = _to_numpy(_cast_to_int(_as_arrow(cluster_ids)), absent=-1)
     if len(ids) and ids.max() > _MAX_CLUSTER_ID:
         raise UserError(f"cluster id {ids.max()} is too large; ids go up to {_MAX_CLUSTER_ID}, so number them anew")
-    return np.maximum(ids, -1)
+    ids = ids.astype(np.int64, copy=False)
+    return np.maximum(ids, -1) if len(ids) and ids.min() < -1 else ids
 
 
 def _to_numpy(array: Any, *, absent: int) -> np.ndarray:

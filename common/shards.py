@@ -178,11 +178,20 @@ class Shard:
 
 
 def _iter_batches(file: pq.ParquetFile, schema: pa.Schema, n_rows: int) -> Iterator[pa.Table]:
-    """Yield the rows as pyarrow decodes them."""
+    """Yield the rows as pyarrow decodes them, in as few tables as `n_rows` allows.
+
+    Decoded batches end where a row group ends if columns come as dictionaries, of which each row group has its own.
+    """
     import pyarrow as pa
 
+    upcoming: list[pa.Table] = []
     for batch in file.iter_batches(batch_size=n_rows, columns=schema.names, use_threads=True):
-        yield pa.table([batch.column(name) for name in schema.names], schema=schema)
+        if sum(table.num_rows for table in upcoming) + batch.num_rows > n_rows:
+            yield pa.concat_tables(upcoming)
+            upcoming = []
+        upcoming.append(pa.table([batch.column(name) for name in schema.names], schema=schema))
+    if upcoming:
+        yield pa.concat_tables(upcoming)
 
 
 def _iter_row_groups(file: pq.ParquetFile, path: Path, schema: pa.Schema, n_rows: int) -> Iterator[pa.Table]:

@@ -11,6 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.columns import vector_array
+from common.quality import Contingency
+from common.shards import open_shards
 from tests.stage_runner import run_stage, write_parquet
 
 SCRIPT = "cluster_purity_counter"
@@ -102,6 +104,23 @@ def test_of_equal_labels_the_first_by_name_is_the_majority(tmp_path, count):
     count([0, 0, 0, 0], ["b", "a", "b", "a"], n_clusters=1)
     assert centroids(tmp_path)["majority_label"] == ["a"]
     assert centroids(tmp_path)["purity"] == [0.5]
+
+
+def test_row_groups_with_dictionaries_of_their_own(tmp_path):
+    """Each of 30 row groups, two tables of 15, begins with a label that the others have not; one has none at all."""
+    labels = [None if row // 10 == 7 else f"label {row // 10 if row % 10 < 2 else row % 3}" for row in range(300)]
+    columns = {"cluster_id": [row % 2 for row in range(300)], "teacher_label": labels}
+    (tmp_path / "in").mkdir()
+    pq.write_table(pa.table(columns), tmp_path / "in" / "0.parquet", row_group_size=10)
+    (shard,) = open_shards(tmp_path / "in", written_by="nobody").shards
+    tables = list(shard.iter_tables(n_rows=150, as_dictionaries=["teacher_label"]))
+    assert [table.num_rows for table in tables] == [150, 150]
+    assert pa.concat_tables(tables)["teacher_label"].cast("string").to_pylist() == labels
+    whole, pieces = Contingency(), Contingency()
+    whole.update(columns["cluster_id"], labels)
+    for table in tables:
+        pieces.update(table["cluster_id"], table["teacher_label"])
+    assert pieces.agreement() == whole.agreement() and pieces.labels == whole.labels
 
 
 def test_no_labels_at_all(tmp_path, count):

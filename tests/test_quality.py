@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
+from scipy.special import gammaln
 from sklearn import metrics
 
 from common.agreement import clustering_accuracy, expected_mutual_information, wilson_lower_bound
@@ -84,6 +85,29 @@ def test_expected_information_in_a_window_equals_the_full_sum():
     assert ours == pytest.approx(full_sum(table, int(table.sum())), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("sizes", "labels"),
+    [
+        ([900, 2100], [2900, 100]),  # impossible counts on both sides
+        ([30_000, 50_000, 20_000], [9_000, 41_000, 49_997, 3]),  # wide: every tenth to thirtieth count is looked at
+        ([1, 1, 1], [2, 1]),
+    ],
+)
+def test_expected_information_from_some_counts_equals_the_sum_over_all(sizes, labels):
+    def log_choose(n, k):
+        return gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(n - k + 1.0)
+
+    n = sum(sizes)
+    expected = 0.0
+    for size in sizes:
+        for label in labels:
+            counts = np.arange(max(1, size + label - n), min(size, label) + 1)
+            log_probability = log_choose(label, counts) + log_choose(n - label, size - counts) - log_choose(n, size)
+            expected += np.sum(np.exp(log_probability) * counts / n * np.log(n * counts / (size * label)))
+    ours = expected_mutual_information(np.array(sizes), np.array(labels))
+    assert ours == pytest.approx(expected, rel=1e-7)
+
+
 def test_one_cluster_and_one_label_is_a_perfect_match():
     scores = count([3, 3, 3], ["x", "x", "x"]).agreement()
     assert (scores.nmi, scores.ami, scores.ari, scores.v_measure, scores.purity, scores.accuracy) == (1,) * 6
@@ -127,6 +151,16 @@ def test_streaming_and_merging_equal_counting_at_once():
         assert other.per_cluster().majority_labels == whole.per_cluster().majority_labels
         assert np.array_equal(other.per_cluster().sizes, whole.per_cluster().sizes)
         assert np.array_equal(other.per_cluster().entropy, whole.per_cluster().entropy, equal_nan=True)
+
+
+def test_ids_and_labels_too_many_for_a_table_are_counted_alike():
+    rng = np.random.default_rng(2)
+    clusters = rng.integers(-1, 40, size=3000)
+    labels = rng.integers(50, size=3000).astype(str)
+    few, many = count(clusters, labels), count(np.where(clusters < 0, -1, clusters * 50_000_000), labels)
+    assert many.agreement() == few.agreement()
+    assert many.cluster_ids.tolist() == [50_000_000 * cluster for cluster in few.cluster_ids]
+    assert many.per_cluster().n_labeled.tolist() == few.per_cluster().n_labeled.tolist()
 
 
 def test_majority_among_equals_is_the_first_by_name_in_any_order():
