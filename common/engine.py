@@ -7,14 +7,13 @@ died, what is not on the disk is tried again, so a dead worker costs the shard i
 from __future__ import annotations
 
 import logging
-import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from common.config import EngineSettings, UserError
-from common.workers import prepare_local_worker, workers
+from common.workers import workers
 
 log = logging.getLogger(__name__)
 
@@ -107,17 +106,14 @@ def _stream(
 
     # Without a timeout, joblib's Dask backend waits for ever for a task whose worker was killed repeatedly.
     parallel = Parallel(batch_size=1, return_as="generator_unordered", timeout=engine.timeout_s)
-    driver = os.getpid() if engine.kind == "local" else None
-    for outcome in parallel(delayed(_guarded)(task, index, item, driver=driver) for index, item in todo):
+    for outcome in parallel(delayed(_guarded)(task, index, item) for index, item in todo):
         if "error" in outcome:
             raise outcome["error"] if "traceback" not in outcome else _with_traceback(outcome)
         yield outcome["index"], outcome["result"]
 
 
-def _guarded(task: Callable[[Item], Any], index: int, item: Item, *, driver: int | None) -> dict[str, Any]:
+def _guarded(task: Callable[[Item], Any], index: int, item: Item) -> dict[str, Any]:
     """Run in the worker: return an exception instead of raising it, which would abort the tasks of the others."""
-    if driver is not None:
-        prepare_local_worker(driver)
     try:
         return {"index": index, "result": task(item)}
     except (UserError, OSError) as problem:

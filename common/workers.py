@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +33,16 @@ def workers(engine: EngineSettings, *, n_tasks: int) -> Iterator[None]:
     # Never one: joblib would run it in this process, and a shard that kills its worker would kill the driver.
     n_jobs = max(2, min(engine.n_jobs, n_tasks))
     # An hour: a worker that waits keeps the model that it loaded; where its driver was killed, it ends by itself.
-    with parallel_config(backend="loky", n_jobs=n_jobs, idle_worker_timeout=3600):
+    options = {"idle_worker_timeout": 3600, "initializer": prepare_local_worker, "initargs": (os.getpid(),)}
+    with parallel_config(backend="loky", n_jobs=n_jobs, **options):
         yield
 
 
 # --- Local -----------------------------------------------------------------------------------------------------------
 
 
-@cache
 def prepare_local_worker(driver: int) -> None:
-    """Once in each local worker, before its first task; a pool's initializer would make joblib start a new pool."""
+    """Once in each local worker, as it starts: one that never gets a task has to notice too that its driver is gone."""
     threading.Thread(target=end_with_driver, args=(driver,), daemon=True).start()
     gpus = _visible_gpus()
     if len(gpus) > 1:  # before anything of CUDA is loaded in it
