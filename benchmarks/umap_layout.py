@@ -1,6 +1,6 @@
 """The layout of common/umap_steps.py against umap-learn's own loop: seconds, and how good the embeddings are.
 
-    python benchmarks/umap_layout.py                      # three sets, ten seeds, about five minutes
+    python benchmarks/umap_layout.py                      # four sets, ten seeds, about seven minutes
     python benchmarks/umap_layout.py --seeds 2 --only digits
 
 Both start from the same graph, places and generators of one seed, in turn, in one thread. An embedding is judged by its
