@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,6 +21,7 @@ from pydantic import Field
 
 from common import cli
 from common.centroids import Centroids
+from common.class_cuts import find_class_cuts
 from common.clustered_shards import clustered_inputs, open_clustered_shards
 from common.columns import no_rows
 from common.commit import Identity
@@ -58,6 +59,10 @@ class Settings(StageSettings):
     metric_max_prob_threshold: float = Field(0.0, ge=0, le=1, description="least top probability for metric_mask")
     classification_purity_threshold: float = Field(0.9, ge=0, le=1, description="least purity for classifier_mask")
     classification_max_prob_threshold: float = Field(0.0, ge=0, le=1, description="least top probability for that mask")
+    metric_class_share: float = Field(
+        1.0, ge=0, le=1, description="of each class's pseudo-labels, the surest share that gets metric_mask"
+    )
+    classification_class_share: float = Field(1.0, ge=0, le=1, description="the same for classifier_mask")
     use_purity_lower_bound: bool = Field(
         False, description="compare Wilson's lower bound of purity, safer in small ones"
     )
@@ -134,14 +139,7 @@ def run(settings: Settings, *, overwrite: bool = False) -> dict[str, Any]:
         is_done = output.is_complete and output.success is not None
         if is_done and not settings.holdout_fraction:
             return _nothing_to_do(output, settings)
-        labeler = make_labeler(
-            shards,
-            centroids,
-            columns=settings.columns,
-            rules=settings.rules,
-            use_lower_bound=settings.use_purity_lower_bound,
-            settings=settings,
-        )
+        labeler = prepare_labeler(shards, centroids, settings)
         if settings.holdout_fraction:
             log_holdout(shards, centroids, labeler, settings)
         if is_done:
@@ -213,6 +211,28 @@ def _nothing_to_do(output: StageOutput | FileOutput, settings: Settings) -> dict
 def _result(output: StageOutput | FileOutput, settings: Settings) -> dict[str, Any]:
     totals = (output.success or {}).get("totals", {})
     return {"dataset": settings.output_path} | {name: value for name, value in totals.items() if name != "reasons"}
+
+
+def prepare_labeler(shards: ShardSet, centroids: Centroids, settings: Settings) -> Labeler:
+    """The rules, and where only the surest of each class count, how sure these are."""
+    labeler = make_labeler(
+        shards,
+        centroids,
+        columns=settings.columns,
+        rules=settings.rules,
+        use_lower_bound=settings.use_purity_lower_bound,
+        settings=settings,
+    )
+    if settings.metric_class_share == settings.classification_class_share == 1:
+        return labeler
+    cuts = find_class_cuts(
+        shards,
+        labeler,
+        settings,
+        metric_share=settings.metric_class_share,
+        classification_share=settings.classification_class_share,
+    )
+    return replace(labeler, cuts=cuts)
 
 
 # --- Planning --------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.labeler import Labeler
-from common.pseudo_labels import ClusterLabels, Rows, Rules, decide
+from common.pseudo_labels import ClassCuts, ClusterLabels, Rows, Rules, decide
 from common.quality import Contingency
 from common.shards import ShardSet
 
@@ -38,13 +38,16 @@ def estimate_accuracy(
     if n_hidden == 0:
         return ["holdout: no gold labels to hide"]
     lines = [f"holdout: {n_hidden:,} gold labels hidden; of their rows, how many the rules label, and how rightly:"]
-    for mask, purity, prob in (
-        ("metric_mask", rules.metric_purity, rules.metric_max_prob),
-        ("classifier_mask", rules.classification_purity, rules.classification_max_prob),
+    cuts = labeler.cuts
+    metric_cuts, classification_cuts = (cuts.metric, cuts.classification) if cuts else (None, None)
+    for mask, purity, prob, cut in (
+        ("metric_mask", rules.metric_purity, rules.metric_max_prob, metric_cuts),
+        ("classifier_mask", rules.classification_purity, rules.classification_max_prob, classification_cuts),
     ):
-        lines.append(f"  {mask}: {_score(hidden, clusters, rules, purity, prob)}")
+        lines.append(f"  {mask}: {_score(hidden, clusters, rules, purity, prob, cut)}")
     for purity in _PURITY_STEPS:
-        lines.append(f"  at purity {purity:.2f}: {_score(hidden, clusters, rules, purity, rules.metric_max_prob)}")
+        score = _score(hidden, clusters, rules, purity, rules.metric_max_prob, metric_cuts)
+        lines.append(f"  at purity {purity:.2f}: {score}")
     return lines
 
 
@@ -72,11 +75,14 @@ def _recounted(counts: Contingency, labeler: Labeler, *, use_lower_bound: bool) 
     return ClusterLabels(labeler.clusters.ids, majority, purity, quality.n_labeled)
 
 
-def _score(hidden: HiddenRows, clusters: ClusterLabels, rules: Rules, purity: float, prob: float) -> str:
+def _score(
+    hidden: HiddenRows, clusters: ClusterLabels, rules: Rules, purity: float, prob: float, cut: np.ndarray | None
+) -> str:
     tried = replace(
         rules, metric_purity=purity, metric_max_prob=prob, classification_purity=purity, classification_max_prob=prob
     )
-    decisions = decide(hidden.rows, clusters, tried)
+    cuts = None if cut is None else ClassCuts(cut, cut)
+    decisions = decide(hidden.rows, clusters, tried, cuts=cuts)
     labelled = decisions.labels >= 0
     n_labelled = int(labelled.sum())
     if n_labelled == 0:

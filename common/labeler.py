@@ -12,7 +12,7 @@ import numpy as np
 from common.centroids import Centroids
 from common.columns import has_text, label_strings, read_vectors
 from common.config import StageSettings
-from common.pseudo_labels import ClusterLabels, Decisions, Rows, Rules, decide
+from common.pseudo_labels import ClassCuts, ClusterLabels, Decisions, Rows, Rules, decide
 from common.shards import Shard, ShardSet
 from common.stage import map_shards
 
@@ -43,10 +43,11 @@ class Labeler:
     names: tuple[str, ...]  # every label there is, sorted; a label's place in it is its code
     clusters: ClusterLabels
     rules: Rules
+    cuts: ClassCuts | None = None  # None: all that pass the rules take part
 
     def decide(self, table: pa.Table) -> Decisions:
         """A label and two masks for each row of a table with at least the columns that are present."""
-        return decide(self.read_rows(table), self.clusters, self.rules)
+        return decide(self.read_rows(table), self.clusters, self.rules, cuts=self.cuts)
 
     def decisions(self, shard: Shard) -> Iterator[Decisions]:
         """The decisions on the rows of one shard, chunk by chunk, by the columns that the rules read alone."""

@@ -34,6 +34,11 @@ class Rules:
     require_agreement: bool
     source: Source
 
+    @property
+    def go_by_clusters(self) -> bool:
+        """Whether a row's cluster has a say."""
+        return self.source == "cluster" or self.require_agreement
+
 
 @dataclass(frozen=True)
 class ClusterLabels:
@@ -59,6 +64,17 @@ class Rows:
     max_prob: np.ndarray  # [n] float64, NaN: no probabilities
     predicted: np.ndarray  # [n] int64 label code
     usable: np.ndarray  # [n] bool: has a text
+
+
+@dataclass(frozen=True)
+class ClassCuts:
+    """The least confidence at which a pseudo-label of each class takes part in each loss.
+
+    Both end with one entry more than there are classes, for rows without a candidate.
+    """
+
+    metric: np.ndarray  # [c + 1] float64
+    classification: np.ndarray  # [c + 1] float64
 
 
 @dataclass(frozen=True)
@@ -90,6 +106,18 @@ class Decisions:
         )
 
 
+@dataclass(frozen=True)
+class _Candidates:
+    """The label that each row might get, and what speaks for it."""
+
+    place: np.ndarray  # [n] int64 number of the row's cluster, -1: none
+    majority: np.ndarray  # [n] int64 label code of that cluster, -1: none
+    purity: np.ndarray  # [n] float64 of that cluster
+    labels: np.ndarray  # [n] int64 label code, -1: none
+    allowed: np.ndarray  # [n] bool: may have it, whatever the thresholds
+    confidence: np.ndarray  # [n] float64: purity, where clusters count, times probability, where there is one
+
+
 REASONS = (
     "gold label",
     "pure cluster and sure classifier",
@@ -101,60 +129,68 @@ REASONS = (
     "cluster and classifier disagree",
     "no prediction",
     "left out to balance the classes",
+    "not among the surest of its class",
 )
-_GOLD, _LABELLED, _NO_TEXT, _NO_CLUSTER, _FEW_LABELS, _IMPURE, _UNSURE, _DISAGREE, _NO_PREDICTION, BALANCED_OUT = range(
-    10
-)
+_GOLD, _LABELLED, _NO_TEXT, _NO_CLUSTER, _FEW_LABELS, _IMPURE, _UNSURE, _DISAGREE, _NO_PREDICTION = range(9)
+BALANCED_OUT, _LESS_SURE = 9, 10
 
 
-def decide(rows: Rows, clusters: ClusterLabels, rules: Rules) -> Decisions:
-    """Apply the rules to some rows."""
+def decide(rows: Rows, clusters: ClusterLabels, rules: Rules, *, cuts: ClassCuts | None = None) -> Decisions:
+    """Apply the rules to some rows; of what passes them, `cuts` leave the surest of each class."""
+    candidates = _candidates(rows, clusters, rules)
+    metric = _passes(rows, candidates, rules, rules.metric_purity, rules.metric_max_prob)
+    classification = _passes(rows, candidates, rules, rules.classification_purity, rules.classification_max_prob)
+    passed = metric | classification
+    if cuts is not None:
+        metric &= candidates.confidence >= cuts.metric[candidates.labels]
+        classification &= candidates.confidence >= cuts.classification[candidates.labels]
+    labelled = metric | classification
+    has_gold = rows.gold >= 0
+    pseudo_source = CLUSTER if rules.source == "cluster" else CLASSIFIER
+    return Decisions(
+        labels=np.where(has_gold, rows.gold, np.where(labelled, candidates.labels, -1)),
+        source=np.where(has_gold, GOLD, np.where(labelled, pseudo_source, NONE)).astype(np.int8),
+        metric_mask=(rows.usable & has_gold) | metric,
+        classifier_mask=(rows.usable & has_gold) | classification,
+        confidence=np.where(rows.usable & has_gold, GOLD_CONFIDENCE, candidates.confidence),
+        reasons=_reasons(rows, clusters, rules, candidates, passed, labelled),
+    )
+
+
+def _candidates(rows: Rows, clusters: ClusterLabels, rules: Rules) -> _Candidates:
     place = clusters.positions(rows.cluster_ids)
     in_cluster = place >= 0
     majority = np.where(in_cluster, clusters.majority[place], -1)
     purity = np.where(in_cluster, clusters.purity[place], 0.0)
-    candidate = majority if rules.source == "cluster" else rows.predicted
-    may_label = rows.usable & (rows.gold < 0) & (candidate >= 0)
+    labels = majority if rules.source == "cluster" else rows.predicted
+    allowed = rows.usable & (rows.gold < 0) & (labels >= 0)
     if rules.source == "cluster":
-        may_label &= in_cluster & (np.where(in_cluster, clusters.n_labeled[place], 0) >= rules.min_labeled)
+        allowed &= in_cluster & (np.where(in_cluster, clusters.n_labeled[place], 0) >= rules.min_labeled)
     if rules.require_agreement:
-        may_label &= (majority == rows.predicted) & (majority >= 0)
-    # Without probabilities only a threshold of zero is met.
-    probability = np.nan_to_num(rows.max_prob, nan=0.0)
-    cluster_counts = rules.source == "cluster" or rules.require_agreement
-
-    def passes(least_purity: float, least_prob: float) -> np.ndarray:
-        pure = (purity >= least_purity) if cluster_counts else True
-        return may_label & pure & (probability >= least_prob)
-
-    metric = passes(rules.metric_purity, rules.metric_max_prob)
-    classification = passes(rules.classification_purity, rules.classification_max_prob)
-    gold = rows.usable & (rows.gold >= 0)
-    labelled = metric | classification
+        allowed &= (majority == rows.predicted) & (majority >= 0)
     sureness = np.where(np.isnan(rows.max_prob), 1.0, rows.max_prob)
-    return Decisions(
-        labels=np.where(rows.gold >= 0, rows.gold, np.where(labelled, candidate, -1)),
-        source=np.where(
-            rows.gold >= 0, GOLD, np.where(labelled, CLUSTER if rules.source == "cluster" else CLASSIFIER, NONE)
-        ).astype(np.int8),
-        metric_mask=gold | metric,
-        classifier_mask=gold | classification,
-        confidence=np.where(gold, GOLD_CONFIDENCE, (purity if cluster_counts else 1.0) * sureness),
-        reasons=_reasons(rows, clusters, rules, place, majority, purity, labelled),
-    )
+    confidence = (purity if rules.go_by_clusters else 1.0) * sureness
+    return _Candidates(place, majority, purity, labels, allowed, confidence)
+
+
+def _passes(rows: Rows, candidates: _Candidates, rules: Rules, least_purity: float, least_prob: float) -> np.ndarray:
+    """[n] bool: may have its label, and meets two thresholds."""
+    # Without probabilities only a threshold of zero is met.
+    is_sure = np.nan_to_num(rows.max_prob, nan=0.0) >= least_prob
+    is_pure = candidates.purity >= least_purity if rules.go_by_clusters else True
+    return candidates.allowed & is_pure & is_sure
 
 
 def _reasons(
     rows: Rows,
     clusters: ClusterLabels,
     rules: Rules,
-    place: np.ndarray,
-    majority: np.ndarray,
-    purity: np.ndarray,
+    candidates: _Candidates,
+    passed: np.ndarray,
     labelled: np.ndarray,
 ) -> np.ndarray:
     """The first reason that applies, in the order in which a person would ask."""
-    needs_cluster = rules.source == "cluster" or rules.require_agreement
+    place, majority = candidates.place, candidates.majority
     least_purity = min(rules.metric_purity, rules.classification_purity)
     n_labeled = np.where(place >= 0, clusters.n_labeled[place], 0)
     too_few = (n_labeled < max(rules.min_labeled if rules.source == "cluster" else 0, 1)) | (majority < 0)
@@ -162,9 +198,10 @@ def _reasons(
         (~rows.usable, _NO_TEXT),
         (rows.gold >= 0, _GOLD),
         (labelled, _LABELLED),
-        (needs_cluster & (place < 0), _NO_CLUSTER),
-        (needs_cluster & too_few, _FEW_LABELS),
-        (needs_cluster & (purity < least_purity), _IMPURE),
+        (passed, _LESS_SURE),
+        (rules.go_by_clusters & (place < 0), _NO_CLUSTER),
+        (rules.go_by_clusters & too_few, _FEW_LABELS),
+        (rules.go_by_clusters & (candidates.purity < least_purity), _IMPURE),
         ((rules.source == "classifier") & (rows.predicted < 0), _NO_PREDICTION),
         (rules.require_agreement & (majority != rows.predicted), _DISAGREE),
     ]

@@ -243,6 +243,48 @@ def test_balanced_classes_keep_the_surest_rows(tmp_path, update, n_shards, outpu
     assert left["a0"] == "left out to balance the classes"
 
 
+def shared_rows() -> list[tuple]:
+    """Five predictions of a and three of b, in no order; two of a are equally sure, and every b is less sure."""
+    sureness = {"a": (0.8, 0.95, 0.9, 0.9, 0.7), "b": (0.5, 0.65, 0.6)}
+    rows = [(f"{label}{p:.2f}", None, 0, p, label) for label, probs in sureness.items() for p in probs]
+    return [*rows, ("gold", "b", 0, 0.4, "b"), ("no probs", None, 0, None, None)]
+
+
+@pytest.mark.parametrize("n_shards", [1, 3])
+@pytest.mark.parametrize("output", ["dataset", "dataset.parquet"])
+def test_the_surest_share_of_each_class(tmp_path, update, n_shards, output):
+    """Of five rows of a two fifths are two, and a tie takes the third; of three rows of b two fifths are rounded up."""
+    update(
+        rows=shared_rows(), n_shards=n_shards, output=output, pseudo_label_from="classifier",
+        metric_class_share=0.8, classification_class_share=0.4, keep_unused=False,
+    )  # fmt: skip
+    table = dataset(tmp_path, output)
+    both, metric_alone = (
+        {text for text, *got in zip(*(table[name].to_pylist() for name in ("text", "metric_mask", "classifier_mask")),
+                                    strict=True) if got == wanted}
+        for wanted in ([1, 1], [1, 0])
+    )  # fmt: skip
+    assert both == {"a0.95", "a0.90", "b0.65", "b0.60", "gold"}
+    assert metric_alone == {"a0.80", "b0.50"}
+    assert sum(table["classifier_mask"].to_pylist()) == 6
+
+
+def test_rows_beyond_the_share_say_why_and_a_share_of_zero_takes_none(tmp_path, update):
+    update(rows=shared_rows(), pseudo_label_from="classifier", metric_class_share=0, classification_class_share=0.5)
+    table = dataset(tmp_path)
+    assert sum(table["metric_mask"].to_pylist()) == 1  # the gold one
+    left = dict(zip(table["text"].to_pylist(), table["label_reason"].to_pylist(), strict=True))
+    assert left["a0.70"] == left["b0.50"] == "not among the surest of its class"
+    assert left["no probs"] == "no prediction"
+
+
+def test_share_of_each_class_without_any_label(tmp_path, update):
+    rows = [(f"t{i}", None, 3, 0.9, None) for i in range(4)]
+    centroids = CENTROIDS | {"majority_label": pa.array([None] * 4, pa.string()), "n_labeled": [0] * 4}
+    result = update(rows=rows, centroids=centroids, metric_class_share=0.5)
+    assert result.json["rows"] == 4 and sum(dataset(tmp_path)["metric_mask"].to_pylist()) == 0
+
+
 @pytest.mark.parametrize("output", ["dataset", "dataset.parquet"])
 def test_unused_rows_may_be_dropped_and_are_counted(tmp_path, update, output):
     result = update(keep_unused=False, output=output)
