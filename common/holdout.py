@@ -45,7 +45,7 @@ def estimate_accuracy(
         ("classifier_mask", rules.classification_purity, rules.classification_max_prob, classification_cuts),
     ):
         lines.append(f"  {mask}: {_score(hidden, clusters, rules, purity, prob, cut)}")
-    for purity in _PURITY_STEPS:
+    for purity in _PURITY_STEPS if rules.go_by_clusters else ():
         score = _score(hidden, clusters, rules, purity, rules.metric_max_prob, metric_cuts)
         lines.append(f"  at purity {purity:.2f}: {score}")
     return lines

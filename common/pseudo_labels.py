@@ -130,9 +130,10 @@ REASONS = (
     "no prediction",
     "left out to balance the classes",
     "not among the surest of its class",
+    "sure classifier",
 )
 _GOLD, _LABELLED, _NO_TEXT, _NO_CLUSTER, _FEW_LABELS, _IMPURE, _UNSURE, _DISAGREE, _NO_PREDICTION = range(9)
-BALANCED_OUT, _LESS_SURE = 9, 10
+BALANCED_OUT, _LESS_SURE, _PREDICTED = 9, 10, 11
 
 
 def decide(rows: Rows, clusters: ClusterLabels, rules: Rules, *, cuts: ClassCuts | None = None) -> Decisions:
@@ -197,7 +198,7 @@ def _reasons(
     questions = [
         (~rows.usable, _NO_TEXT),
         (rows.gold >= 0, _GOLD),
-        (labelled, _LABELLED),
+        (labelled, _LABELLED if rules.go_by_clusters else _PREDICTED),
         (passed, _LESS_SURE),
         (rules.go_by_clusters & (place < 0), _NO_CLUSTER),
         (rules.go_by_clusters & too_few, _FEW_LABELS),

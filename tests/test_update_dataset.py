@@ -275,7 +275,7 @@ def test_rows_beyond_the_share_say_why_and_a_share_of_zero_takes_none(tmp_path, 
     assert sum(table["metric_mask"].to_pylist()) == 1  # the gold one
     left = dict(zip(table["text"].to_pylist(), table["label_reason"].to_pylist(), strict=True))
     assert left["a0.70"] == left["b0.50"] == "not among the surest of its class"
-    assert left["no probs"] == "no prediction"
+    assert left["no probs"] == "no prediction" and left["a0.95"] == "sure classifier"
 
 
 def test_share_of_each_class_without_any_label(tmp_path, update):
