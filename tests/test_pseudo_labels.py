@@ -21,6 +21,7 @@ from common.pseudo_labels import (
     decide,
 )
 
+REASONS_TO_USE = ("gold label", "pure cluster and sure classifier", "sure classifier")
 NAN = np.nan
 A, B = 0, 1
 
@@ -158,7 +159,7 @@ def test_reasons_tell_the_same_as_the_masks():
     for source in ("cluster", "classifier"):
         for agreement in (False, True):
             decided = decide(given, CLUSTERS, replace(RULES, source=source, require_agreement=agreement))
-            used_by_reason = np.isin(decided.reasons, [0, 1])
+            used_by_reason = np.isin(decided.reasons, [REASONS.index(reason) for reason in REASONS_TO_USE])
             assert np.array_equal(decided.used, used_by_reason)
             assert np.array_equal(decided.labels[given.gold >= 0], given.gold[given.gold >= 0])
             assert ((decided.source == NONE) == (decided.labels < 0)).all()
