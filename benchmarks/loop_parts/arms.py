@@ -41,6 +41,7 @@ TRAINED = (
     "agreement",
     "purity >= 0.8, 3 labels",
     "routed by masks",
+    "self-training, routed by share",
     "second round, self-training, surest 75%",
     "second round, agreement",
 )
@@ -148,7 +149,8 @@ def choose(evidence: Evidence, arm: str) -> Pseudo:
     """The pseudo-labels of an arm: none, routed by masks, or by one of `RULES`."""
     if arm.startswith("labelled only"):
         return Pseudo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
-    return routed(evidence) if arm == "routed by masks" else by_rules(evidence, **RULES[arm.removesuffix(", CE")])
+    routes = {"routed by masks": routed, "self-training, routed by share": routed_by_share}
+    return routes[arm](evidence) if arm in routes else by_rules(evidence, **RULES[arm.removesuffix(", CE")])
 
 
 def by_rules(
@@ -197,3 +199,10 @@ def routed(evidence: Evidence) -> Pseudo:
         np.concatenate([sure.labels, np.array([labels[row] for row in extra.tolist()], np.int64)]),
         np.arange(len(rows)) < len(sure.rows),
     )
+
+
+def routed_by_share(evidence: Evidence) -> Pseudo:
+    """Self-training by the surest half of each class in both losses, by the next quarter in the metric loss alone."""
+    sure = by_rules(evidence, source="classifier", share_of_class=0.5)
+    wide = by_rules(evidence, source="classifier", share_of_class=0.75)
+    return Pseudo(wide.rows, wide.labels, np.isin(wide.rows, sure.rows))
