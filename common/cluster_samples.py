@@ -30,6 +30,15 @@ class ClusterSamples:
         """Samples of no rows."""
         return cls({}, np.zeros((0, 0), np.float32), np.zeros(0, np.int64), [])
 
+    def farthest(self, cluster_ids: np.ndarray, *, n_examples: int) -> np.ndarray:
+        """[n] distance of the last example of each row's cluster; infinite where another one has a place."""
+        full = sorted((i, texts[-1][0]) for i, texts in self.examples.items() if len(texts) == n_examples)
+        ids = np.array([cluster_id for cluster_id, _ in full], np.int64)
+        limits = np.array([distance for _, distance in full] + [np.inf])
+        places = np.searchsorted(ids, cluster_ids)
+        found = np.append(ids, -1)[places] == cluster_ids
+        return limits[np.where(found, places, len(ids))]
+
     def merge(self, other: ClusterSamples, *, n_examples: int) -> ClusterSamples:
         """Samples of both; of the examples the nearest stay."""
         examples = dict(self.examples)
@@ -66,7 +75,10 @@ def sample_shard(
         return samples
     for table in shard.iter_tables([name for name in dict.fromkeys(wanted) if name in names]):
         cluster_ids = _ids(table[cluster_column])
-        examples = _nearest(table, cluster_ids, _distances(table, distance_column), text_column, n_examples)
+        distances = _distances(table, distance_column)
+        # Of a long stream few rows are near enough to get in; the rest is not even sorted.
+        near = ~(distances > samples.farthest(cluster_ids, n_examples=n_examples)) & (cluster_ids >= 0)
+        examples = _nearest(table, np.flatnonzero(near), cluster_ids, distances, text_column, n_examples)
         chosen = np.flatnonzero((rng.random(len(cluster_ids)) < map_share) & (cluster_ids >= 0))
         vectors = np.zeros((0, 0), np.float32)
         if vector_column in names and is_vector(table.schema.field(vector_column).type):
@@ -103,18 +115,28 @@ def _clip(text: str) -> str:
 
 
 def _nearest(
-    table: pa.Table, cluster_ids: np.ndarray, distances: np.ndarray, text_column: str, n_examples: int
+    table: pa.Table,
+    rows: np.ndarray,
+    cluster_ids: np.ndarray,
+    distances: np.ndarray,
+    text_column: str,
+    n_examples: int,
 ) -> dict[int, list[tuple[float, str]]]:
-    """The `n_examples` nearest rows with a text, by cluster."""
+    """Of some rows in clusters, the `n_examples` nearest with a text, by cluster."""
     if text_column not in table.schema.names:
         return {}
-    candidates = np.flatnonzero(has_text(table[text_column]) & (cluster_ids >= 0))
-    candidates = candidates[np.lexsort((distances[candidates], cluster_ids[candidates]))]
-    ids = cluster_ids[candidates]
-    place = np.arange(len(ids)) - np.searchsorted(ids, ids)  # of a row among those of its cluster, the nearest is 0
-    chosen = candidates[place < n_examples]
+    rows = rows[np.lexsort((distances[rows], cluster_ids[rows]))]
+    chosen = _first_of_each(rows, cluster_ids, n_examples)
+    if not has_text(table[text_column].take(chosen)).all():  # seldom; to look at every text takes longer than the rest
+        chosen = _first_of_each(rows[has_text(table[text_column].take(rows))], cluster_ids, n_examples)
     examples: dict[int, list[tuple[float, str]]] = {}
     texts = _texts(table, text_column, chosen)
     for cluster_id, distance, text in zip(cluster_ids[chosen], distances[chosen], texts, strict=True):
         examples.setdefault(int(cluster_id), []).append((float(distance), text))
     return examples
+
+
+def _first_of_each(rows: np.ndarray, cluster_ids: np.ndarray, n_examples: int) -> np.ndarray:
+    """The first `n_examples` rows of each cluster; `rows` are sorted by cluster."""
+    ids = cluster_ids[rows]
+    return rows[np.arange(len(ids)) - np.searchsorted(ids, ids) < n_examples]

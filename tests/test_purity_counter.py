@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.cluster_samples import sample_shard
 from common.columns import vector_array
 from common.quality import Contingency
-from common.shards import open_shards
+from common.shards import CHUNK_ROWS, open_shards
 from tests.stage_runner import run_stage, write_parquet
 
 SCRIPT = "cluster_purity_counter"
@@ -162,6 +163,24 @@ def test_examples_are_the_nearest_texts(tmp_path, count):
     page = (tmp_path / "purity_report.html").read_text(encoding="utf-8")
     assert page.index("nearest of all") < page.index("near enough")
     assert "far away" not in page
+
+
+def test_examples_of_a_long_stream_are_the_nearest_of_all(tmp_path):
+    """Several tables of a shard, of which the later ones hardly ever get in; the very nearest rows have no text."""
+    n_rows = 2 * CHUNK_ROWS + 100
+    distances = np.random.default_rng(0).permutation(n_rows).astype(np.float64)  # no two alike
+    texts = [[None, "  "][int(distance) % 2] if distance < 40 else f"text {distance:.0f}" for distance in distances]
+    clusters = [row % 3 if row % 4 else None for row in range(n_rows)]
+    columns = {"cluster_id": clusters, "cluster_distance": distances, "text": texts, "teacher_label": ["a"] * n_rows}
+    pq.write_table(pa.table(columns), tmp_path / "0.parquet")
+    (shard,) = open_shards(tmp_path, written_by="nobody").shards
+    names = {"cluster_column": "cluster_id", "distance_column": "cluster_distance", "text_column": "text"}
+    names |= {"label_column": "teacher_label", "vector_column": "pca"}
+    samples = sample_shard((0, shard), **names, n_examples=5, map_share=0.0, seed=0)
+    for cluster_id in range(3):
+        with_text = (distances >= 40) & np.array([cluster == cluster_id for cluster in clusters])
+        nearest = np.sort(distances[with_text])[:5]
+        assert samples.examples[cluster_id] == [(distance, f"text {distance:.0f}") for distance in nearest]
 
 
 def test_unknown_cluster_id_is_an_error(count):
