@@ -235,8 +235,8 @@ def describe_changes(before: dict[str, Any], after: dict[str, Any]) -> str:
     changes = []
     old_keys, new_keys = before.get("keys", {}), after.get("keys", {})
     for name in sorted(old_keys.keys() | new_keys.keys()):
-        if old_keys.get(name) != new_keys.get(name):
-            changes.append(f"{name}: {_brief(old_keys.get(name))} -> {_brief(new_keys.get(name))}")
+        if (name in old_keys, old_keys.get(name)) != (name in new_keys, new_keys.get(name)):
+            changes.append(f"{name}: {_brief(old_keys, name)} -> {_brief(new_keys, name)}")
     old_inputs, new_inputs = before.get("inputs", {}), after.get("inputs", {})
     for name in sorted(old_inputs.keys() | new_inputs.keys()):
         if old_inputs.get(name) != new_inputs.get(name):
@@ -269,6 +269,8 @@ def _hash_into(digest: Any, blocks: Iterable[bytes]) -> None:
         digest.update(block)
 
 
-def _brief(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=str)
+def _brief(keys: dict[str, Any], name: str) -> str:
+    if name not in keys:
+        return "plays no part"
+    text = json.dumps(keys[name], ensure_ascii=False, default=str)
     return text if len(text) <= 80 else text[:77] + "…"

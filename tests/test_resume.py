@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from common.commit import describe_changes
 from tests.text_pipeline import (
     ROOT,
     STAGE_NAMES,
@@ -66,6 +67,14 @@ def test_unchanged_or_harmlessly_changed_there_is_nothing_to_do(pipeline: TextPi
         assert "nothing to do" in outcome.stderr
     assert first.stdout == changed.stdout
     assert times_of(pipeline.work) == before
+
+
+def test_a_key_that_one_side_does_not_have_is_not_called_null() -> None:
+    """A version that has a new key, and a key that plays no part: neither was ever set to null."""
+    of_one = {"stage": "s", "format": 1}
+    before = of_one | {"keys": {"old": 3, "same": None}}
+    after = of_one | {"keys": {"same": None, "new": 1.0}}
+    assert describe_changes(before, after) == "new: plays no part -> 1.0; old: 3 -> plays no part"
 
 
 def test_a_second_run_prints_the_same_result_as_the_first(pipeline: TextPipeline) -> None:
