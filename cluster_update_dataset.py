@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from common import cli
 from common.centroids import Centroids
 from common.class_cuts import find_class_cuts
 from common.clustered_shards import clustered_inputs, open_clustered_shards
-from common.columns import no_rows
+from common.columns import no_rows, number_array
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.dataset_table import columns_to_read, count_dataset, dataset_table
@@ -63,6 +63,9 @@ class Settings(StageSettings):
         1.0, ge=0, le=1, description="of each class's pseudo-labels, the surest share that gets metric_mask"
     )
     classification_class_share: float = Field(1.0, ge=0, le=1, description="the same for classifier_mask")
+    agreement_gets_metric_mask: bool = Field(
+        False, description="metric_mask beyond its share too, where the cluster's label is also the classifier's"
+    )
     use_purity_lower_bound: bool = Field(
         False, description="compare Wilson's lower bound of purity, safer in small ones"
     )
@@ -73,6 +76,12 @@ class Settings(StageSettings):
     keep_unused: bool = Field(True, description="keep rows whose masks are both 0; false drops and counts them")
     holdout_fraction: float = Field(0.0, ge=0, lt=1, description="share of gold labels hidden to measure pseudo-labels")
     random_state: int = Field(0, ge=0, description="seed of the holdout")
+
+    @model_validator(mode="after")
+    def _agreement_needs_a_share(self) -> Settings:
+        if self.agreement_gets_metric_mask and self.metric_class_share == 1:
+            raise ValueError("agreement_gets_metric_mask adds to metric_class_share, which is 1: set that below 1")
+        return self
 
     @property
     def rules(self) -> Rules:
@@ -85,6 +94,7 @@ class Settings(StageSettings):
             min_labeled=self.min_labeled_per_cluster,
             require_agreement=self.require_agreement,
             source=self.pseudo_label_from,
+            agreement_in_metric=self.agreement_gets_metric_mask,
         )
 
     @property
@@ -292,15 +302,9 @@ def write_dataset_shard(task: DatasetTask, *, labeler: Labeler, keep_unused: boo
         for source in task.sources:
             for table, decisions in source.decided_chunks(columns, labeler):
                 dataset = dataset_table(table, decisions, labeler)
-                yield dataset if keep_unused else dataset.filter(_arrow_mask(decisions.used))
+                yield dataset if keep_unused else dataset.filter(number_array(decisions.used))
 
     return task.shard.write(dataset_table(empty, labeler.decide(empty), labeler).schema, tables())
-
-
-def _arrow_mask(mask: np.ndarray) -> pa.Array:
-    import pyarrow as pa
-
-    return pa.array(mask)
 
 
 # --- What the log says -----------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Rules:
     min_labeled: int
     require_agreement: bool
     source: Source
+    agreement_in_metric: bool = False
 
     @property
     def go_by_clusters(self) -> bool:
@@ -114,6 +115,7 @@ class _Candidates:
     majority: np.ndarray  # [n] int64 label code of that cluster, -1: none
     purity: np.ndarray  # [n] float64 of that cluster
     labels: np.ndarray  # [n] int64 label code, -1: none
+    agreed: np.ndarray  # [n] bool: cluster and classifier say the same
     allowed: np.ndarray  # [n] bool: may have it, whatever the thresholds
     confidence: np.ndarray  # [n] float64: purity, where clusters count, times probability, where there is one
 
@@ -131,9 +133,10 @@ REASONS = (
     "left out to balance the classes",
     "not among the surest of its class",
     "sure classifier",
+    "cluster and classifier agree",
 )
 _GOLD, _LABELLED, _NO_TEXT, _NO_CLUSTER, _FEW_LABELS, _IMPURE, _UNSURE, _DISAGREE, _NO_PREDICTION = range(9)
-BALANCED_OUT, _LESS_SURE, _PREDICTED = 9, 10, 11
+BALANCED_OUT, _LESS_SURE, _PREDICTED, _AGREED = 9, 10, 11, 12
 
 
 def decide(rows: Rows, clusters: ClusterLabels, rules: Rules, *, cuts: ClassCuts | None = None) -> Decisions:
@@ -143,8 +146,9 @@ def decide(rows: Rows, clusters: ClusterLabels, rules: Rules, *, cuts: ClassCuts
     classification = _passes(rows, candidates, rules, rules.classification_purity, rules.classification_max_prob)
     passed = metric | classification
     if cuts is not None:
-        metric &= candidates.confidence >= cuts.metric[candidates.labels]
         classification &= candidates.confidence >= cuts.classification[candidates.labels]
+        is_sure = candidates.confidence >= cuts.metric[candidates.labels]
+        metric &= (is_sure | candidates.agreed) if rules.agreement_in_metric else is_sure
     labelled = metric | classification
     has_gold = rows.gold >= 0
     pseudo_source = CLUSTER if rules.source == "cluster" else CLASSIFIER
@@ -154,7 +158,9 @@ def decide(rows: Rows, clusters: ClusterLabels, rules: Rules, *, cuts: ClassCuts
         metric_mask=(rows.usable & has_gold) | metric,
         classifier_mask=(rows.usable & has_gold) | classification,
         confidence=np.where(rows.usable & has_gold, GOLD_CONFIDENCE, candidates.confidence),
-        reasons=_reasons(rows, clusters, rules, candidates, passed, labelled),
+        reasons=_reasons(
+            rows, clusters, rules, candidates, passed=passed, metric=metric, classification=classification
+        ),
     )
 
 
@@ -163,15 +169,17 @@ def _candidates(rows: Rows, clusters: ClusterLabels, rules: Rules) -> _Candidate
     in_cluster = place >= 0
     majority = np.where(in_cluster, clusters.majority[place], -1)
     purity = np.where(in_cluster, clusters.purity[place], 0.0)
+    has_votes = in_cluster & (np.where(in_cluster, clusters.n_labeled[place], 0) >= rules.min_labeled)
     labels = majority if rules.source == "cluster" else rows.predicted
+    agree = (majority == rows.predicted) & (majority >= 0)
     allowed = rows.usable & (rows.gold < 0) & (labels >= 0)
     if rules.source == "cluster":
-        allowed &= in_cluster & (np.where(in_cluster, clusters.n_labeled[place], 0) >= rules.min_labeled)
+        allowed &= has_votes
     if rules.require_agreement:
-        allowed &= (majority == rows.predicted) & (majority >= 0)
+        allowed &= agree
     sureness = np.where(np.isnan(rows.max_prob), 1.0, rows.max_prob)
     confidence = (purity if rules.go_by_clusters else 1.0) * sureness
-    return _Candidates(place, majority, purity, labels, allowed, confidence)
+    return _Candidates(place, majority, purity, labels, agree & has_votes, allowed, confidence)
 
 
 def _passes(rows: Rows, candidates: _Candidates, rules: Rules, least_purity: float, least_prob: float) -> np.ndarray:
@@ -187,8 +195,10 @@ def _reasons(
     clusters: ClusterLabels,
     rules: Rules,
     candidates: _Candidates,
+    *,
     passed: np.ndarray,
-    labelled: np.ndarray,
+    metric: np.ndarray,
+    classification: np.ndarray,
 ) -> np.ndarray:
     """The first reason that applies, in the order in which a person would ask."""
     place, majority = candidates.place, candidates.majority
@@ -198,7 +208,8 @@ def _reasons(
     questions = [
         (~rows.usable, _NO_TEXT),
         (rows.gold >= 0, _GOLD),
-        (labelled, _LABELLED if rules.go_by_clusters else _PREDICTED),
+        (metric & ~classification & candidates.agreed & rules.agreement_in_metric, _AGREED),
+        (metric | classification, _LABELLED if rules.go_by_clusters else _PREDICTED),
         (passed, _LESS_SURE),
         (rules.go_by_clusters & (place < 0), _NO_CLUSTER),
         (rules.go_by_clusters & too_few, _FEW_LABELS),

@@ -278,6 +278,29 @@ def test_rows_beyond_the_share_say_why_and_a_share_of_zero_takes_none(tmp_path, 
     assert left["no probs"] == "no prediction" and left["a0.95"] == "sure classifier"
 
 
+def test_agreement_widens_the_metric_share_alone(tmp_path, update):
+    """All are in a cluster of a: beyond the surest fifth the rows of a are confirmed, those of b are not."""
+    update(
+        rows=shared_rows(), pseudo_label_from="classifier", metric_class_share=0.2, classification_class_share=0.2,
+        agreement_gets_metric_mask=True,
+    )  # fmt: skip
+    names = ("text", "metric_mask", "classifier_mask", "label_reason")
+    got = set(zip(*(dataset(tmp_path)[name].to_pylist() for name in names), strict=True))
+    assert {row for row in got if row[0].startswith("a")} == {
+        ("a0.95", 1, 1, "sure classifier"),
+        *((f"a{sureness}", 1, 0, "cluster and classifier agree") for sureness in ("0.90", "0.80", "0.70")),
+    }
+    assert {row for row in got if row[0].startswith("b")} == {
+        ("b0.65", 1, 1, "sure classifier"),
+        *((f"b{sureness}", 0, 0, "not among the surest of its class") for sureness in ("0.60", "0.50")),
+    }
+
+
+def test_agreement_without_a_share_is_refused(update):
+    outcome = update(agreement_gets_metric_mask=True)
+    assert outcome.exit_code == 2 and "adds to metric_class_share, which is 1" in outcome.error
+
+
 def test_share_of_each_class_without_any_label(tmp_path, update):
     rows = [(f"t{i}", None, 3, 0.9, None) for i in range(4)]
     centroids = CENTROIDS | {"majority_label": pa.array([None] * 4, pa.string()), "n_labeled": [0] * 4}
