@@ -44,6 +44,7 @@ def prepare(vectors: np.ndarray, found: Neighbors, *, n_components: int, min_dis
     from umap.umap_ import find_ab_params, make_epochs_per_sample
 
     from common import umap_layout
+    from common.umap_steps import count_samples
 
     n = len(vectors)
     graph = umap_layout.fuzzy_graph(
@@ -57,7 +58,9 @@ def prepare(vectors: np.ndarray, found: Neighbors, *, n_components: int, min_dis
     )
     return {
         "places": places, "indptr": graph.indptr, "tails": graph.indices,
-        "periods": make_epochs_per_sample(graph.data, N_EPOCHS), "seeds": umap_layout._draw_seeds(random),
+        "periods": make_epochs_per_sample(graph.data, N_EPOCHS),
+        "samples": count_samples(graph.data, N_EPOCHS),  # in the place of the strengths
+        "seeds": umap_layout._draw_seeds(random),
         "curve": find_ab_params(1.0, min_dist),
     }  # fmt: skip
 
@@ -80,7 +83,7 @@ def by_ours(start: dict[str, Any]) -> np.ndarray:
     from common.umap_steps import run_epochs
 
     return run_epochs(
-        start["places"], start["indptr"], start["tails"], start["periods"],
+        start["places"], start["indptr"], start["tails"], start["samples"],
         curve=start["curve"], seeds=start["seeds"], n_epochs=N_EPOCHS,
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.grouping import cluster_members
-from common.mapped import return_freed_memory
+from common.mapped import release, return_freed_memory
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -60,21 +60,21 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> csr_matrix:
     from scipy.sparse import csr_matrix
     from umap.umap_ import compute_membership_strengths, smooth_knn_dist
 
+    from common.umap_steps import unite
+
     n, k = indices.shape
     distances = np.ascontiguousarray(distances, np.float32)
     scales, nearest = smooth_knn_dist(distances, float(k), local_connectivity=1.0)
     _, columns, strengths, _ = compute_membership_strengths(indices, distances, scales, nearest, False)
+    for used in (indices, distances):
+        release(used)
     directed = csr_matrix((strengths, columns, np.arange(0, n * k + 1, k, dtype=np.int32)), shape=(n, n), copy=False)
     del columns, strengths
     directed.eliminate_zeros()
     backward = directed.T.tocsr()
-    both = directed.multiply(backward)
-    graph = directed + backward
-    del directed, backward
-    graph = graph - both  # a + b - ab: the probability that one of two edges is there
-    graph.eliminate_zeros()
-    graph.sort_indices()
-    return graph
+    directed.sort_indices()
+    parts = unite(directed.indptr, directed.indices, directed.data, backward.indptr, backward.indices, backward.data)
+    return csr_matrix(parts[::-1], shape=(n, n), copy=False)
 
 
 def lay_out(
@@ -97,9 +97,9 @@ def lay_out(
     With `random_state` None all cores take part, and the result differs from run to run.
     """
     from sklearn.utils import check_random_state
-    from umap.umap_ import find_ab_params, make_epochs_per_sample
+    from umap.umap_ import find_ab_params
 
-    from common.umap_steps import run_epochs
+    from common.umap_steps import count_samples, run_epochs
 
     graph = given.pop()
     n = graph.shape[0]
@@ -110,13 +110,13 @@ def lay_out(
     first = _first_places(graph, vectors, n_components, random, metric=metric, start=start, share=share)
     if n > _FEW_ROWS:
         return_freed_memory()  # of the graph's making and of the eigenvectors, which is as much as comes now
-    indptr, tails, periods = graph.indptr, graph.indices, make_epochs_per_sample(graph.data, n_epochs)
+    indptr, tails, samples = graph.indptr, graph.indices, count_samples(graph.data, n_epochs)
     del graph
     embedding = run_epochs(
         first,
         indptr,
         tails,
-        periods,
+        samples,
         curve=find_ab_params(1.0, min_dist),
         seeds=_draw_seeds(random),
         n_epochs=n_epochs,
@@ -226,15 +226,18 @@ def _place_parts(
 
 def _low_eigenvectors(graph: csr_matrix, dim: int, random: np.random.RandomState) -> np.ndarray:
     """The eigenvectors [n, dim] of the normalised Laplacian above the lowest, which is the degrees alone."""
-    from scipy.sparse import csr_matrix
-    from scipy.sparse.linalg import ArpackError, eigsh
+    from scipy.sparse.linalg import ArpackError, LinearOperator, eigsh
+
+    from common.umap_steps import multiply_scaled
 
     n = graph.shape[0]
     inverse_root = 1.0 / np.sqrt(np.asarray(graph.sum(axis=1), np.float64).ravel())
-    # I - L, whose highest eigenvectors are the lowest of L; with the places of the graph's own edges.
-    weights = graph.data * inverse_root[graph.indices]  # float64
-    weights *= np.repeat(inverse_root, np.diff(graph.indptr))
-    adjacency = csr_matrix((weights, graph.indices, graph.indptr), shape=graph.shape, copy=False)
+
+    def multiply(vector: np.ndarray) -> np.ndarray:
+        return multiply_scaled(graph.indptr, graph.indices, graph.data, inverse_root, vector.ravel())
+
+    # I - L, whose highest eigenvectors are the lowest of L.
+    adjacency = LinearOperator(graph.shape, multiply, dtype=np.float64)
     n_lanczos = min(n - 1, max(_N_LANCZOS, 2 * dim + 3))
     try:
         values, eigenvectors = eigsh(

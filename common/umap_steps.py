@@ -1,6 +1,6 @@
 """UMAP's layout of a graph: edges pull their ends together, rows drawn at random push off; compiled by numba.
 
-    run_epochs(places, indptr, tails, periods, curve=(a, b), seeds=seeds, n_epochs=500)
+    run_epochs(places, indptr, tails, samples, curve=(a, b), seeds=seeds, n_epochs=500)
 
 The steps are those of umap-learn, in its order and with its random draws, so that the first epochs agree with it to
 rounding; later ones amplify every rounding, there as here. What differs is how a step is computed. Both forces depend
@@ -16,7 +16,7 @@ import numba
 import numpy as np
 
 # Negative samples of each sample, and the first step: the defaults of UMAP.
-_N_NEGATIVE = 5
+N_NEGATIVE = 5
 _LEARNING_RATE = 1.0
 # A step in one dimension is cut at this.
 _MAX_STEP = np.float32(4.0)
@@ -32,14 +32,20 @@ _N_INTERVALS = 1 << (8 + _PARTS_BITS)
 # Rows of at least so many values are filled up to a multiple of it.
 _LANES = 8
 
+# What the sums of n epochs are rounded by is below n^2 of this: each of at most n sums by half a unit in its last
+# place, counted in steps of at least a fifth of an epoch.
+_ROUNDING = 16 * np.finfo(np.float64).eps
+
 _FAST = {"fastmath": True, "error_model": "numpy", "nogil": True}
+# Said, as a function that says nothing is compiled with the fastmath of the first that calls it.
+_EXACT = {"cache": True, "error_model": "numpy", "nogil": True, "fastmath": False}
 
 
 def run_epochs(
     places: np.ndarray,
     indptr: np.ndarray,
     tails: np.ndarray,
-    periods: np.ndarray,
+    samples: np.ndarray,
     *,
     curve: tuple[float, float],
     seeds: np.ndarray,
@@ -48,10 +54,10 @@ def run_epochs(
 ) -> np.ndarray:
     """Lay out n rows from where they start, `places` [n, e] float32, which stay as they are: [n, e] float32.
 
-    Row i has the edges `indptr[i]` to `indptr[i + 1]` - 1; they lead to `tails` [m] integers, and are due every
-    `periods` [m] float64 epochs. A distance d counts as the strength 1 / (1 + a d^(2b)), with `curve` = (a, b). `seeds`
-    [3] int64 start the generators. `on_all_cores` lets rows move at the same time, so that results differ from run to
-    run; otherwise equal arguments give equal bits.
+    Row i has the edges `indptr[i]` to `indptr[i + 1]` - 1; they lead to `tails` [m] integers, and are sampled `samples`
+    [m] float32 times, of `count_samples`. A distance d counts as the strength 1 / (1 + a d^(2b)), with `curve` =
+    (a, b). `seeds` [3] int64 start the generators. `on_all_cores` lets rows move at the same time, so that results
+    differ from run to run; otherwise equal arguments give equal bits.
     Source: McInnes, Healy and Melville, UMAP, arXiv 1802.03426, algorithm 5.
     """
     n, dim = places.shape
@@ -60,12 +66,12 @@ def run_epochs(
     moving[:, :dim] = places
     pulls, pushes = force_tables(*curve)
     states = first_states(seeds, places)
-    next_pulls, next_pushes = periods.copy(), periods / _N_NEGATIVE
+    due, of_strongest = first_due(samples, n_epochs), pushes_of_strongest(n_epochs)
     step = _epoch_on_all_cores if on_all_cores else _epoch
     for epoch in range(n_epochs):
         # The second epoch is as bold as the first: umap-learn lowers the rate after it was used.
         rate = np.float32(_LEARNING_RATE * (1.0 - max(epoch - 1, 0) / n_epochs))
-        step(moving, indptr, tails, periods, next_pulls, next_pushes, states, pulls, pushes, epoch, rate)
+        step(moving, indptr, tails, samples, due, of_strongest, states, pulls, pushes, epoch, rate)
     return np.ascontiguousarray(moving[:, :dim])
 
 
@@ -142,6 +148,95 @@ def draw(state: np.ndarray) -> np.int32:
     return np.int32(first ^ second ^ third)
 
 
+# --- When edges are due ----------------------------------------------------------------------------------------------
+#
+# umap-learn keeps two float64 sums for each edge, of the epochs between its pulls and of those between its pushes, and
+# samples the edge when they are reached. Both grow by equal steps, so they follow from the number of steps but for
+# their rounding, and that matters only next to a whole epoch. There, and nowhere else, they are summed anew: what comes
+# out is the same, edge by edge and epoch by epoch, for ten bytes an edge instead of 28.
+
+
+def count_samples(strengths: np.ndarray, n_epochs: int) -> np.ndarray:
+    """How often each edge is sampled in all epochs: [m] float32, in the place of its `strengths` [m] float32."""
+    strengths /= strengths.max(initial=np.float32(0))
+    strengths *= np.float32(n_epochs)
+    return strengths
+
+
+def first_due(samples: np.ndarray, n_epochs: int) -> np.ndarray:
+    """The first epoch of each edge that is sampled `samples` [m] float32 times: [m] int16, n_epochs where none is."""
+    due = np.empty(len(samples), np.int16 if n_epochs <= np.iinfo(np.int16).max else np.int32)
+    _fill_first_due(samples, n_epochs, due)
+    return due
+
+
+def pushes_of_strongest(n_epochs: int) -> np.ndarray:
+    """How many pushes come with the pull of an edge that is sampled in every epoch: [n_epochs] int64."""
+    return np.array([0] + [_sum_anew(np.float32(n_epochs), epoch, n_epochs)[0] for epoch in range(1, n_epochs)])
+
+
+@numba.njit(**_EXACT)
+def _fill_first_due(samples: np.ndarray, n_epochs: int, due: np.ndarray) -> None:
+    for edge in range(len(samples)):
+        due[edge] = _at_most(n_epochs / np.float64(samples[edge]), n_epochs)
+
+
+@numba.njit(**_EXACT)
+def _at_most(moment: float, n_epochs: int) -> int:
+    """The first epoch that is not before a moment, or n_epochs, which never comes."""
+    return int(np.ceil(moment)) if moment < n_epochs else n_epochs
+
+
+@numba.njit(**_EXACT)
+def go_on(samples: np.float32, epoch: int, n_epochs: int, of_strongest: np.ndarray) -> tuple[int, int]:
+    """How many pushes come with the pull in an epoch in which an edge is due, and when it is due next.
+
+    An edge is pulled once in each `period`, and pushed off five times as often, as far as is due with the pull.
+    """
+    if samples == n_epochs:
+        return of_strongest[epoch], epoch + 1
+    period = n_epochs / np.float64(samples)
+    tolerance = _ROUNDING * n_epochs * n_epochs
+    turns = epoch / period
+    pulls = np.floor(turns)  # with this one
+    after = (pulls + 1) * period
+    is_clear = _is_clear(turns, tolerance) and _is_clear(after, tolerance) and _is_clear(N_NEGATIVE * turns, tolerance)
+    pushes = 1.0  # that fell due until the pull before: the first one of all is due, and not made, before there is any
+    if pulls > 1:
+        before = (pulls - 1) * period
+        pushes = N_NEGATIVE * (np.ceil(before) / period)
+        is_clear = is_clear and _is_clear(before, tolerance) and _is_clear(pushes, tolerance)
+    if not is_clear:
+        return _sum_anew(samples, epoch, n_epochs)
+    return int(np.floor(N_NEGATIVE * turns) - np.floor(pushes)), _at_most(after, n_epochs)
+
+
+@numba.njit(**_EXACT)
+def _is_clear(value: float, tolerance: float) -> bool:
+    """Whether rounding cannot put a value on the other side of a whole number."""
+    return abs(value - np.rint(value)) > tolerance
+
+
+@numba.njit(**_EXACT)
+def _sum_anew(samples: np.float32, epoch: int, n_epochs: int) -> tuple[int, int]:
+    """The same by the sums of umap-learn, from the first epoch on."""
+    period = n_epochs / np.float64(samples)
+    gap = period * (1.0 / N_NEGATIVE)
+    next_pull, next_push, n_pushes, now = period, period / N_NEGATIVE, 0, 0
+    while now < epoch:
+        now = int(np.ceil(next_pull))
+        n_pushes = int((now - next_push) / gap)
+        next_push = _add_product(next_push, n_pushes, gap)
+        next_pull += period
+    return n_pushes, _at_most(next_pull, n_epochs)
+
+
+@numba.njit(**_EXACT | {"fastmath": {"contract"}})
+def _add_product(total: float, count: int, each: float) -> float:
+    """Rounded once, where the processor can: as the loop of umap-learn is compiled, for which fastmath is on."""
+    return total + count * each
+
+
 # --- Steps -----------------------------------------------------------------------------------------------------------
 
 
@@ -168,22 +263,13 @@ def _push_off(here: np.ndarray, there: np.ndarray, force: np.float32, rate: np.f
         here[d] += min(max(force * (here[d] - there[d]), -_MAX_STEP), _MAX_STEP) * rate
 
 
-@numba.njit(cache=True, error_model="numpy", nogil=True)
-def _count_pushes(epoch: int, period: float, next_pushes: np.ndarray, edge: int) -> int:
-    """How many pushes come with the pull of an edge; without fastmath, which could count one less or more."""
-    gap = period / _N_NEGATIVE
-    n_pushes = int((epoch - next_pushes[edge]) / gap)
-    next_pushes[edge] += n_pushes * gap
-    return n_pushes
-
-
 def _steps_of_epoch(
     places: np.ndarray,
     indptr: np.ndarray,
     tails: np.ndarray,
-    periods: np.ndarray,
-    next_pulls: np.ndarray,
-    next_pushes: np.ndarray,
+    samples: np.ndarray,
+    due: np.ndarray,
+    of_strongest: np.ndarray,
     states: np.ndarray,
     pulls: np.ndarray,
     pushes: np.ndarray,
@@ -191,15 +277,15 @@ def _steps_of_epoch(
     rate: np.float32,
 ) -> None:
     """Go through the edges that are due, row by row. A row drawn as its own is at no distance, and stays."""
-    n = len(places)
+    n, n_epochs = len(places), len(of_strongest)
     for row in numba.prange(n):
         here = places[np.uintp(row)]
         for edge in range(indptr[row], indptr[row + 1]):
-            if next_pulls[edge] <= epoch:
+            if due[edge] == epoch:
                 there = places[np.uintp(tails[edge])]
                 _pull_together(here, there, look_up(pulls, _squared_distance(here, there)), rate)
-                next_pulls[edge] += periods[edge]
-                for _ in range(_count_pushes(epoch, periods[edge], next_pushes, edge)):
+                n_pushes, due[edge] = go_on(samples[edge], epoch, n_epochs, of_strongest)
+                for _ in range(n_pushes):
                     there = places[np.uintp(draw(states[row]) % n)]
                     _push_off(here, there, look_up(pushes, _squared_distance(here, there)), rate)
 
@@ -207,3 +293,59 @@ def _steps_of_epoch(
 _epoch = numba.njit(cache=True, **_FAST)(_steps_of_epoch)
 # Not cached: numba would take one of the two for the other.
 _epoch_on_all_cores = numba.njit(parallel=True, **_FAST)(_steps_of_epoch)
+
+
+# --- The graph, and where rows start ---------------------------------------------------------------------------------
+
+
+@numba.njit(**_EXACT)
+def unite(
+    indptr: np.ndarray,
+    columns: np.ndarray,
+    strengths: np.ndarray,
+    other_indptr: np.ndarray,
+    other_columns: np.ndarray,
+    other_strengths: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unite two sparse tables of n rows, columns ascending, by a + b - ab: that one of two edges is there.
+
+    Returns where rows begin, [n + 1] int32, the columns [m] int32 and the strengths [m] float32. In one go: sums and
+    products of whole tables would take more than the graph itself.
+    """
+    n = len(indptr) - 1
+    starts = np.zeros(n + 1, np.int32)
+    united, united_strengths = np.empty(0, np.int32), np.empty(0, np.float32)
+    for is_counted in (False, True):  # how many there are first, as the tables are never larger than they must be
+        if is_counted:
+            united, united_strengths = np.empty(starts[n], np.int32), np.empty(starts[n], np.float32)
+        place = 0
+        for row in range(n):
+            here, there = indptr[row], other_indptr[row]
+            while here < indptr[row + 1] or there < other_indptr[row + 1]:
+                left = columns[here] if here < indptr[row + 1] else n
+                right = other_columns[there] if there < other_indptr[row + 1] else n
+                if is_counted:
+                    one = strengths[here] if left <= right else np.float32(0)
+                    other = other_strengths[there] if right <= left else np.float32(0)
+                    united[place], united_strengths[place] = min(left, right), (one + other) - one * other
+                here, there, place = here + (left <= right), there + (right <= left), place + 1
+            starts[row + 1] = place
+    return starts, united, united_strengths
+
+
+@numba.njit(**_EXACT)
+def multiply_scaled(
+    indptr: np.ndarray, columns: np.ndarray, strengths: np.ndarray, scales: np.ndarray, vector: np.ndarray
+) -> np.ndarray:
+    """A sparse table, each entry times the `scales` [n] of its row and column, times a vector: [n] float64.
+
+    Scaled on the way: the table in float64 would be as large as the graph.
+    """
+    product = np.empty(len(scales))
+    for row in range(len(scales)):
+        total = 0.0
+        for edge in range(indptr[row], indptr[row + 1]):
+            column = columns[edge]
+            total += strengths[edge] * scales[column] * scales[row] * vector[column]
+        product[row] = total
+    return product

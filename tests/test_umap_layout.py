@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,61 @@ def test_draws_are_those_of_umap_learn():
     theirs = ours.copy()
     assert [int(steps.draw(ours)) for _ in range(300)] == [int(tau_rand_int(theirs)) for _ in range(300)]
     assert np.array_equal(ours, theirs)
+
+
+def plain_schedule(samples: np.float32, n_epochs: int) -> dict[int, int]:
+    """The epochs in which an edge is pulled, and its pushes then: two sums that grow, as umap-learn keeps them."""
+    period = n_epochs / float(samples)
+    gap = period * 0.2
+    next_pull, next_push, found = period, period / 5, {}
+    for epoch in range(n_epochs):
+        if next_pull <= epoch:
+            found[epoch] = int((epoch - next_push) / gap)
+            next_push = float(Fraction(next_push) + found[epoch] * Fraction(gap))  # rounded once
+            next_pull += period
+    return found
+
+
+@pytest.mark.parametrize("n_epochs", [11, 200, 500])
+def test_edges_are_due_when_sums_would_say_so(n_epochs):
+    """Also where sums meet whole epochs, so that rounding decides: thirds, fifths, and what is next to them."""
+    rng = np.random.default_rng(0)
+    shares = np.concatenate([rng.random(60), [1, 1 / 2, 1 / 3, 2 / 3, 1 / 5, 3 / 4, 0.7046875, 1e-3, 1e-30]])
+    shares = np.concatenate([shares, rng.integers(1, n_epochs, 60) / n_epochs]).astype(np.float32)
+    shares = np.concatenate([shares, np.nextafter(shares, 0), np.nextafter(shares, 1)])
+    samples = steps.count_samples(shares.copy(), n_epochs)
+    of_strongest = steps.pushes_of_strongest(n_epochs)
+    n_pulls = 0
+    for some, due in zip(samples, steps.first_due(samples, n_epochs).tolist(), strict=True):
+        found = {}
+        while due < n_epochs:
+            found[due], due = steps.go_on(some, due, n_epochs, of_strongest)
+        assert found == plain_schedule(some, n_epochs)
+        n_pulls += len(found)
+    assert n_pulls == pytest.approx(samples.sum(), rel=0.2)
+
+
+def test_united_strengths_are_those_of_whole_tables():
+    from scipy.sparse import random_array
+
+    one, other = (random_array((80, 80), density=0.1, rng=seed, dtype=np.float32).tocsr() for seed in (1, 2))
+    parts = [array for table in (one, other) for array in (table.indptr, table.indices, table.data)]
+    for table in (one, other):
+        assert table.has_sorted_indices
+    starts, columns, strengths = steps.unite(*parts)
+    expected = (one + other - one.multiply(other)).tocsr()
+    expected.sort_indices()
+    assert np.array_equal(starts, expected.indptr) and np.array_equal(columns, expected.indices)
+    assert np.array_equal(strengths, expected.data)
+
+
+def test_a_scaled_table_multiplies_as_it_would_whole():
+    graph = graph_of(clusters(300, spread=1.0))
+    scales, vector = np.random.default_rng(0).random((2, 300))
+    whole = graph.astype(np.float64)
+    whole.data = graph.data * scales[graph.indices] * np.repeat(scales, np.diff(graph.indptr))
+    product = steps.multiply_scaled(graph.indptr, graph.indices, graph.data, scales, vector)
+    assert np.array_equal(product, whole @ vector)
 
 
 def test_a_seed_gives_the_same_bits_whatever_the_threads():
