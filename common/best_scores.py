@@ -8,13 +8,22 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from common.mapped import matrix_beside, pieces
+
 # Columns that are looked at together: a strip without a hit, nearly all of them, costs one pass of vector instructions.
 _STRIP = 64
 
 
-def empty_best(n: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """A table of the `count` best of `n` rows: ids [n, count] int32 and scores [n, count] float32, still empty."""
-    return np.full((n, count), np.iinfo(np.int32).max, np.int32), np.full((n, count), -np.inf, np.float32)
+def empty_best(n: int, count: int, *, beside: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A table of the `count` best of `n` rows: ids [n, count] int32 and scores [n, count] float32, still empty.
+
+    It lies in a file where the rows that are compared do, `beside`.
+    """
+    ids, scores = matrix_beside(beside, (n, count), dtype=np.int32), matrix_beside(beside, (n, count))
+    for table, nothing in ((ids, np.iinfo(np.int32).max), (scores, -np.inf)):
+        for part in pieces(table):
+            part.fill(nothing)
+    return ids, scores
 
 
 @numba.njit(cache=True, nogil=True)

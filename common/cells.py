@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.grouping import cluster_sums
+from common.mapped import matrix_beside, pieces, release
 from common.neighbors import (
     MARGIN,
     NeighborMetric,
@@ -39,6 +40,8 @@ _SAMPLED_PER_CELL, _N_PASSES = 16, 3
 _FIRST_CELLS, _MOST_CELLS = 8, 128
 # Share of the true neighbours that are to be found, and the rows by which it is measured.
 _RECALL, _N_ASKED = 0.98, 256
+# Cells whose distances to all others are sorted at a time: tables of all pairs in int64 would take 128 bytes a row.
+_RANKED_CELLS = 256
 # What float32 products of the same rows differ by.
 _ROUNDING = 1e-5
 # Products of the asked rows with others that are held at once, float32: 16 MB.
@@ -76,6 +79,7 @@ def cut_into_cells(points: np.ndarray, *, random_state: int = 0) -> Cells:
         lambda: [sample], n_clusters=n_cells, max_epochs=_N_PASSES, init="random", random_state=random_state
     )
     labels = assign(points, found.centroids)[0]
+    release(points)
     return _gather(points, labels, most=-(-_MOST_OF_MEAN * len(points) // n_cells))
 
 
@@ -102,22 +106,38 @@ def _count_cells(n_rows: int) -> int:
 
 
 def cell_neighbors(
-    vectors: np.ndarray, k: int, *, metric: NeighborMetric = "cosine", random_state: int = 0
+    vectors: np.ndarray,
+    k: int,
+    *,
+    metric: NeighborMetric = "cosine",
+    n_kept: int | None = None,
+    random_state: int = 0,
 ) -> Neighbors:
     """Return the `k` nearest other rows of every row [n, d] among the rows of the cells near its own.
 
     Distances and their order are those of `exact_neighbors`; some of the rows may be others. How many are right is
     measured on 256 rows: where it is less than 98%, more cells are searched, up to 128; the share is logged, and less
-    is a warning. Raises UserError as `exact_neighbors` does.
+    is a warning. With `n_kept` only so many of the k are returned. Raises UserError as `exact_neighbors` does.
     """
     check_count(k, n_rows=len(vectors))
     points = prepare_points(vectors, metric)
     cells = cut_into_cells(points, random_state=random_state)
-    search = _Search(points[cells.order], k, metric=metric, cells=cells, random_state=random_state)
+    search = _Search(_take(points, cells.order), k, metric=metric, cells=cells, random_state=random_state)
     places = search.run()  # [n, m] of rows that stand in the order of the cells
-    candidates = np.empty_like(places)
-    candidates[cells.order] = cells.order[places]
-    return rank_candidates(points, candidates, k, metric)
+    candidates = matrix_beside(points, places.shape, dtype=places.dtype)
+    for rows, part in zip(pieces(cells.order), pieces(places), strict=True):
+        candidates[rows] = cells.order[part]
+        release(candidates)  # these rows lie anywhere in it
+    return rank_candidates(points, candidates, k if n_kept is None else min(n_kept, k), metric)
+
+
+def _take(points: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """The rows of `points` [n, d] in the order of `order` [n]; in a file, too, where they are in one."""
+    taken = matrix_beside(points, points.shape)
+    for rows, to in zip(pieces(order), pieces(taken), strict=True):
+        to[:] = points[rows]
+        release(points)
+    return taken
 
 
 class _Search:
@@ -140,7 +160,7 @@ class _Search:
         """Places [n, k + margin] of the nearest that were found."""
         from common.best_scores import empty_best
 
-        ids, scores = empty_best(self._n, self._n_candidates)
+        ids, scores = empty_best(self._n, self._n_candidates, beside=self._factors[0])
         least = self._true_scores()
         is_done = np.zeros(self._ranks.shape, bool)
         n_cells = _FIRST_CELLS
@@ -170,6 +190,7 @@ class _Search:
             scores = left[asked] @ right.T
             scores[np.arange(len(asked)), asked] = -np.inf
             least.append(np.partition(scores, self._n - self._k, axis=1)[:, self._n - self._k])
+            release(right)
         return np.concatenate(least)
 
     def _log(self, recall: float, n_cells: int) -> None:
@@ -194,14 +215,17 @@ def _ranks(means: np.ndarray) -> np.ndarray:
     left, right = score_factors(means, "euclidean")
     scores = left @ right.T
     np.fill_diagonal(scores, np.inf)
-    order = np.argsort(-scores, axis=1, kind="stable")
-    ranks = np.empty(order.shape, np.int32)
-    np.put_along_axis(ranks, order, np.arange(len(means), dtype=np.int32)[None], axis=1)
+    ranks = np.empty(scores.shape, np.int32)
+    for some, of in zip(pieces(scores, n_rows=_RANKED_CELLS), pieces(ranks, n_rows=_RANKED_CELLS), strict=True):
+        order = np.argsort(-some, axis=1, kind="stable")
+        np.put_along_axis(of, order, np.arange(len(means), dtype=np.int32)[None], axis=1)
     return ranks
 
 
 def _cells_with_rows(ranks: np.ndarray, sizes: np.ndarray, *, n_rows: int) -> np.ndarray:
     """How many of its nearest cells each cell [c] needs, itself the first, to find so many rows: [c] int64."""
-    near = np.argsort(ranks, axis=1, kind="stable")
-    found = np.cumsum(sizes[near], axis=1)
-    return (found < n_rows).sum(axis=1) + 1
+    needed = []
+    for some in pieces(ranks, n_rows=_RANKED_CELLS):
+        found = np.cumsum(sizes[np.argsort(some, axis=1, kind="stable")], axis=1)
+        needed.append((found < n_rows).sum(axis=1) + 1)
+    return np.concatenate(needed)

@@ -23,6 +23,7 @@ import numpy as np
 
 from common.backend import CPU, Backend
 from common.config import UserError
+from common.mapped import matrix_beside, pieces
 from common.neighbors import Neighbors, exact_neighbors
 
 if TYPE_CHECKING:
@@ -309,9 +310,13 @@ def _with_self(knn: Neighbors, n_neighbors: int) -> tuple[np.ndarray, np.ndarray
     Cut here, as umap-learn leaves a wider graph as it is below 4,096 rows, and ignores a narrower one.
     """
     n = len(knn.indices)
-    others, distances = knn.indices[:, : n_neighbors - 1], knn.distances[:, : n_neighbors - 1]
-    indices = np.hstack([np.arange(n, dtype=np.int32)[:, None], others])
-    return indices, np.hstack([np.zeros((n, 1), np.float32), distances])
+    indices = matrix_beside(knn.indices, (n, n_neighbors), dtype=np.int32)
+    distances = matrix_beside(knn.indices, (n, n_neighbors))
+    indices[:, 0] = np.arange(n)
+    for whole, others in zip((indices, distances), knn, strict=True):
+        for to, part in zip(pieces(whole), pieces(others), strict=True):
+            to[:, 1:] = part[:, : n_neighbors - 1]
+    return indices, distances
 
 
 def _all_noise(n: int) -> Clusters:

@@ -22,10 +22,14 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from common.commit import make_folder
+
+if TYPE_CHECKING:
+    from numpy.typing import DTypeLike
 
 log = logging.getLogger(__name__)
 
@@ -38,24 +42,33 @@ _MAPPED_ALONG = 1 << 16
 class _Room(mmap.mmap):
     """A mapping made here. What others map may be private, and lose what was written to it when it is given back."""
 
+    folder: Path  # in which its file lies
 
-def mapped_matrix(shape: tuple[int, ...], *, folder: Path) -> np.ndarray:
-    """A float32 array of zeros that lies in a file without a name in `folder`, on its disk.
+
+def mapped_matrix(shape: tuple[int, ...], *, folder: Path, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """An array of zeros that lies in a file without a name in `folder`, on its disk.
 
     It lies in memory where it is small, where the system cannot reserve the space (a full disk must be told now, not in
     the midst of writing to the array), and where there is no way to give pages back.
     """
-    n_bytes = 4 * math.prod(shape)
+    n_bytes = np.dtype(dtype).itemsize * math.prod(shape)
     if n_bytes < _LEAST_BYTES or not hasattr(os, "posix_fallocate") or not hasattr(mmap, "MADV_DONTNEED"):
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, dtype)
     try:
         with tempfile.TemporaryFile(dir=make_folder(folder)) as file:
             os.posix_fallocate(file.fileno(), 0, n_bytes)
             room = _Room(file.fileno(), n_bytes)
     except OSError as problem:
-        log.info("features are kept in memory, as %s has no room for them: %s", folder, problem.strerror)
-        return np.zeros(shape, np.float32)
-    return np.frombuffer(room, np.float32).reshape(shape)
+        log.info("a matrix is kept in memory, as %s has no room for it: %s", folder, problem.strerror)
+        return np.zeros(shape, dtype)
+    room.folder = folder
+    return np.frombuffer(room, dtype).reshape(shape)
+
+
+def matrix_beside(other: np.ndarray, shape: tuple[int, ...], *, dtype: DTypeLike = np.float32) -> np.ndarray:
+    """An array of zeros for what is made of `other` row by row: mapped where that is, else in memory."""
+    room = _mapping_of(other)
+    return np.zeros(shape, dtype) if room is None else mapped_matrix(shape, folder=room.folder, dtype=dtype)
 
 
 def release(rows: np.ndarray) -> None:

@@ -20,7 +20,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from common.config import UserError
-from common.mapped import pieces, release
+from common.mapped import matrix_beside, pieces, release
 from common.threads import share_tiles
 
 NeighborMetric = Literal["cosine", "euclidean"]
@@ -98,7 +98,7 @@ def _candidates_on_cpu(left: np.ndarray, right: np.ndarray, count: int, chunk: i
     from common.best_scores import empty_best
 
     n = len(left)
-    ids, scores = empty_best(n, count)
+    ids, scores = empty_best(n, count, beside=left)
     parts = [slice(start, min(start + chunk, n)) for start in range(0, n, chunk)]
     tiles = list(itertools.combinations_with_replacement(parts, 2))
     offer_tiles(tiles, left, right, ids, scores, bounds=_find_bounds(left, count) if left is right else None)
@@ -140,8 +140,10 @@ def offer_tiles(
                 one, other = locks[row.start], locks[column.start]
                 with one, other if other is not one else nullcontext():  # the lower first: no deadlock
                     offer_tile(tile, row.start, column.start, ids, scores, rows)
-                release(right[column])
-            release(left[row])
+                for used in (right, ids, scores):
+                    release(used[column])
+            for used in (left, ids, scores):
+                release(used[row])
 
     share_tiles(work, n_rows=len(tiles), tile_rows=1)
 
@@ -255,7 +257,11 @@ def prepare_points(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
         return points - points.mean(axis=0, dtype=np.float64).astype(np.float32)
     if len(norms) and np.abs(norms - 1).max() <= _UNIT_TOLERANCE:
         return points  # no second matrix for features that are of unit length already
-    return points / np.where(norms > 0, norms, 1.0)[:, None].astype(np.float32)
+    lengths = np.where(norms > 0, norms, 1.0).astype(np.float32)
+    units = matrix_beside(points, points.shape)
+    for part, of, to in zip(pieces(points), pieces(lengths), pieces(units), strict=True):
+        np.divide(part, of[:, None], out=to)
+    return units
 
 
 def score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarray, np.ndarray]:
@@ -270,7 +276,7 @@ def score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarra
 def rank_candidates(points: np.ndarray, candidates: np.ndarray, k: int, metric: NeighborMetric) -> Neighbors:
     """The `k` nearest of the candidates [n, m] of all rows, some rows at a time; equal distances go by index."""
     n = len(candidates)
-    nearest = Neighbors(np.empty((n, k), np.int32), np.empty((n, k), np.float32))
+    nearest = Neighbors(matrix_beside(points, (n, k), dtype=np.int32), matrix_beside(points, (n, k)))
     is_zero = np.concatenate([np.logical_not(part.any(axis=1)) for part in pieces(points)])
     for start in range(0, n, _RESCORE_ROWS):
         part = slice(start, start + _RESCORE_ROWS)
@@ -283,6 +289,8 @@ def rank_candidates(points: np.ndarray, candidates: np.ndarray, k: int, metric: 
         order = np.argsort(distances, axis=1, kind="stable")[:, :k]
         nearest.indices[part] = np.take_along_axis(near, order, axis=1)
         nearest.distances[part] = np.take_along_axis(distances, order, axis=1)
+        for used in (candidates, *nearest):
+            release(used[part])
     return nearest
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.backend import Backend
+from common.cells import cell_neighbors
 from common.config import UserError
 from common.density import (
     EXACT_GRAPH_MAX_ROWS,
@@ -26,7 +27,7 @@ from common.density import (
     cut_tree,
     embed_umap,
 )
-from common.mapped import release, return_freed_memory
+from common.mapped import matrix_beside, release, return_freed_memory
 from common.neighbors import Neighbors, exact_neighbors
 from common.progress import Stopwatch
 from common.vectors import CovarianceSums, Pca, fit_pca
@@ -132,18 +133,17 @@ def has_graph(n_rows: int, settings: ReductionSettings, *, backend: Backend) -> 
 def umap_graph(
     pca: np.ndarray, settings: ReductionSettings, *, backend: Backend, n_kept: int | None = None
 ) -> Neighbors:
-    """The neighbours that UMAP starts from, where `has_graph`; exact up to 50,000 rows, approximate beyond.
+    """The neighbours that UMAP starts from, where `has_graph`; exact up to 50,000 rows, nearly all of them beyond.
 
     As many as `graph_width` says, which other settings can share, or the first `n_kept` of these.
     """
-    width = graph_width(settings.umap_n_neighbors, n_rows=len(pca))
-    if _has_exact_graph(len(pca), settings):
-        metric, device = settings.umap_metric, backend.device
-        return exact_neighbors(pca, width, metric=metric, n_kept=n_kept, device=device)  # type: ignore[arg-type]
-    graph = approximate_neighbors(pca, width, metric=settings.umap_metric)
-    if n_kept is None:
-        return graph
-    return Neighbors(graph.indices[:, :n_kept].copy(), graph.distances[:, :n_kept].copy())
+    width, metric = graph_width(settings.umap_n_neighbors, n_rows=len(pca)), settings.umap_metric
+    if metric not in ("cosine", "euclidean"):
+        graph = approximate_neighbors(pca, width, metric=metric)
+        return graph if n_kept is None else Neighbors(*(of[:, :n_kept].copy() for of in graph))
+    if len(pca) > EXACT_GRAPH_MAX_ROWS:
+        return cell_neighbors(pca, width, metric=metric, n_kept=n_kept)
+    return exact_neighbors(pca, width, metric=metric, n_kept=n_kept, device=backend.device)
 
 
 def _has_exact_graph(n_rows: int, settings: ReductionSettings) -> bool:
@@ -188,7 +188,7 @@ def project_pca(vectors: np.ndarray, *, n_components: int, backend: Backend) -> 
 
 
 def _project_in_blocks(fitted: Pca, vectors: np.ndarray, *, n_components: int) -> np.ndarray:
-    projected = np.empty((len(vectors), n_components), np.float32)
+    projected = matrix_beside(vectors, (len(vectors), n_components))
     for start in range(0, len(vectors), _PIECE_ROWS):
         rows = slice(start, start + _PIECE_ROWS)
         for first in range(0, n_components, _PCA_BLOCK):
@@ -196,6 +196,7 @@ def _project_in_blocks(fitted: Pca, vectors: np.ndarray, *, n_components: int) -
             width = min(_PCA_BLOCK, n_components - first)
             projected[rows, first : first + width] = block.transform(vectors[rows])[:, :width]
         release(vectors[rows])
+        release(projected[rows])
     return projected
 
 

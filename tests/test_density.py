@@ -127,7 +127,7 @@ def test_best_scores_do_not_depend_on_the_order_of_tiles(reverse):
     rng = np.random.default_rng(4)
     scores = rng.integers(0, 6, (90, 90)).astype(np.float32)  # many are equal
     scores = scores + scores.T
-    ids, best = empty_best(90, 5)
+    ids, best = empty_best(90, 5, beside=scores)
     tiles = [(row, column) for row in range(0, 90, 40) for column in range(row, 90, 40)]
     for row, column in reversed(tiles) if reverse else tiles:
         tile = np.ascontiguousarray(scores[row : row + 40, column : column + 40])
