@@ -75,7 +75,7 @@ def extract_features(scanned: ScannedImages, settings: ImageSettings, *, progres
         _normalize_in_place(features.vectors)
     features = _merge_equal(features)
     log.info(
-        "features: %d of %s, %d from the cache, %d computed, %d unreadable, %.1f s",
+        "features: %d of %s, %d from the cache, %d computed, %d that could not be decoded, %.1f s",
         len(features.vectors), settings.model.name, features.n_cached, features.n_computed, len(reasons), watch.seconds,
     )  # fmt: skip
     return features

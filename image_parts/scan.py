@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -55,8 +56,10 @@ def scan_images(
     if kept_at and (len(changed) or not is_exact):
         write_index(kept_at, files)
     return_freed_memory()
-    log.info("scan: %d images, %d unchanged since the last index, %.1f s", len(files.names), n_known, watch.seconds)
-    return _scanned(input_dir, files, listing.bad)
+    scanned = _scanned(input_dir, files, listing.bad)
+    log.info("scan: %d images, %d files or folders unreadable, %d unchanged since the last index, %.1f s",
+             len(scanned.records), len(scanned.bad), n_known, watch.seconds)  # fmt: skip
+    return scanned
 
 
 def list_images(input_dir: Path, *, extensions: Sequence[str]) -> tuple[int, int]:
@@ -143,7 +146,7 @@ class _Listing:
                 return []
             self._seen.add((state.st_dev, state.st_ino))
             with os.scandir(path) as entries:
-                return sorted(folder + name for entry in entries if (name := _name_of(entry)))
+                return sorted(folder + _name_of(entry) for entry in entries)
         except OSError as problem:
             reason = f"the folder cannot be read: {os.strerror(problem.errno or 0)}"
             if path == self._top:
@@ -159,18 +162,25 @@ class _Listing:
             why = "a link to nothing" if path.is_symlink() else f"cannot be read: {os.strerror(problem.errno or 0)}"
             self.bad.append(BadImage(path, os.fsdecode(name), why))
             return None
+        if not stat.S_ISREG(state.st_mode):  # reading a pipe would wait for ever
+            self.bad.append(BadImage(path, os.fsdecode(name), f"{_kind_of(state.st_mode)}, not a file"))
+            return None
         return FileState(name, state.st_size, state.st_mtime_ns)
 
 
 def _name_of(entry: os.DirEntry[str]) -> bytes:
-    """The name of a file or link, that of a folder with "/" behind it, and nothing for pipes and devices."""
+    """The name of what lies in a folder, that of a folder with "/" behind it."""
     name = os.fsencode(entry.name)
     try:
-        if entry.is_dir():
-            return name + b"/"
-        return name if entry.is_file() or entry.is_symlink() else b""
+        return name + b"/" if entry.is_dir() else name
     except OSError:  # a link that leads in a circle
         return name
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISFIFO(mode):
+        return "a pipe"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _examine_all(input_dir: Path, files: FileColumns, rows: np.ndarray, *, n_workers: int, progress: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -80,10 +81,26 @@ def test_images_come_in_the_order_of_the_bytes_of_their_paths(tmp_path):
     assert found == sorted(names, key=os.fsencode)
 
 
-def test_a_pipe_is_no_image_and_does_not_hang(tmp_path):
-    os.mkfifo(tmp_path / "pipe.png")
-    put(tmp_path / "a.png")
-    assert [record.relative_path for record in scan(tmp_path).records] == ["a.png"]
+def test_what_is_no_file_is_listed_and_never_read(tmp_path, caplog):
+    """Pipes, sockets and devices, also behind links: to read a pipe is to wait for ever."""
+    folder = tmp_path / "in"
+    put(folder / "a.png")
+    os.mkfifo(folder / "pipe.png")
+    os.mkfifo(folder / "no_image")  # not named like one: passed over, as other files are
+    (folder / "link.png").symlink_to(folder / "pipe.png")
+    (folder / "null.png").symlink_to("/dev/null")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "socket.png"))
+        with caplog.at_level("INFO", "image_parts"):
+            found = scan(folder)
+    assert [record.relative_path for record in found.records] == ["a.png"]
+    assert [(bad.relative_path, bad.reason) for bad in found.bad] == [
+        ("link.png", "a pipe, not a file"),
+        ("null.png", "a device, not a file"),
+        ("pipe.png", "a pipe, not a file"),
+        ("socket.png", "a socket, not a file"),
+    ]
+    assert "scan: 1 images, 4 files or folders unreadable" in caplog.text
 
 
 def test_broken_files_are_listed_with_a_reason(tmp_path):
@@ -96,7 +113,7 @@ def test_broken_files_are_listed_with_a_reason(tmp_path):
     assert reasons["empty.png"] == "the file is empty" and "not an image" in reasons["text.jpg"]
 
 
-def test_an_unreadable_folder_is_listed(tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_listed(tmp_path, monkeypatch, caplog):
     put(tmp_path / "good.png")
     put(tmp_path / "closed" / "hidden.png")
     scandir = os.scandir
@@ -107,7 +124,9 @@ def test_an_unreadable_folder_is_listed(tmp_path, monkeypatch):
         return scandir(path)
 
     monkeypatch.setattr(scan_module.os, "scandir", refuse)  # root may read everything, so modes cannot test this
-    found = scan(tmp_path)
+    with caplog.at_level("INFO", "image_parts"):
+        found = scan(tmp_path)
+    assert "scan: 1 images, 1 files or folders unreadable" in caplog.text
     assert [(bad.relative_path, bad.reason) for bad in found.bad] == [
         ("closed", "the folder cannot be read: Permission denied")
     ]
