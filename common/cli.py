@@ -23,6 +23,7 @@ from common.config import (
     load_settings,
     settings_to_yaml,
 )
+from common.numba_cache import ensure_cache_folder
 from common.progress import Progress, Stopwatch
 
 Result = str | Path | dict[str, Any]
@@ -74,6 +75,7 @@ def main(
         elif only_check:
             print(json.dumps(check(settings), ensure_ascii=False, default=str))
         else:
+            ensure_cache_folder()
             result = run(settings, **given)
             print(json.dumps(result, ensure_ascii=False, default=str) if isinstance(result, dict) else result)
         sys.stdout.flush()

@@ -21,7 +21,7 @@ COMMON_LAYERS = [
     "clustered_shards", "quality", "separation", "distance_sums", "silhouette", "best_scores", "neighbors", "cells",
     "umap_steps", "umap_layout", "condensed_tree", "density", "pseudo_labels", "labeler", "class_cuts",
     "dataset_table", "holdout", "pooled_head", "model_files", "pooling", "checkpoint", "encoder", "charts", "figures",
-    "report_data", "report", "cluster_samples", "cluster_report", "purity_report", "cli",
+    "report_data", "report", "cluster_samples", "cluster_report", "purity_report", "numba_cache", "cli",
 ]  # fmt: skip
 
 # Of the parts of one script none imports from those of another.
