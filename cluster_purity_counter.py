@@ -22,6 +22,7 @@ from common import cli
 from common.centroids import Centroids, add_centroid_columns
 from common.cluster_samples import ClusterSamples, sample_shard
 from common.clustered_shards import clustered_inputs, open_clustered_shards
+from common.columns import number_array, text_array
 from common.commit import Identity, OutputLock, describe_changes, make_folder, remove_stale_temporaries, write_json
 from common.config import StageSettings, UserError
 from common.engine import map_items
@@ -169,17 +170,13 @@ def _refuse_unknown_ids(counts: Contingency, centroids: Centroids, settings: Set
 
 def quality_columns(quality: ClusterQuality) -> dict[str, Any]:
     """The columns that this stage adds to `centroids.parquet`, in the order of the centroids."""
-    import pyarrow as pa
-
-    purity = [None if np.isnan(value) else float(value) for value in quality.purity]
-    entropy = [None if np.isnan(value) else float(value) for value in quality.entropy]
     return {
-        "purity": pa.array(purity, pa.float64()),
-        "majority_label": pa.array(quality.majority_labels, pa.string()),
-        "n_rows": pa.array(quality.sizes, pa.int64()),
-        "n_labeled": pa.array(quality.n_labeled, pa.int64()),
-        "purity_lower_bound": pa.array(quality.purity_lower_bound, pa.float64()),
-        "entropy": pa.array(entropy, pa.float64()),
+        "purity": number_array(quality.purity, valid=~np.isnan(quality.purity)),
+        "majority_label": text_array(quality.majority_labels),
+        "n_rows": number_array(quality.sizes),
+        "n_labeled": number_array(quality.n_labeled),
+        "purity_lower_bound": number_array(quality.purity_lower_bound),
+        "entropy": number_array(quality.entropy, valid=~np.isnan(quality.entropy)),
     }
 
 

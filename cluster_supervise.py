@@ -24,7 +24,7 @@ from pydantic import Field
 
 from common import cli
 from common.class_probs import add_probs, classes_of, fit_prototypes, has_own_probs, write_prototype_probs
-from common.columns import describe_errors, replace_columns, vector_array
+from common.columns import describe_errors, number_array, replace_columns, text_array, vector_array
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.outputs import StageOutput
@@ -228,8 +228,6 @@ def embed_shard(task: EmbedTask, *, table: Table, settings: Settings, dtype: str
 
 def embed_rows(rows: pa.Table, encoder: Any, settings: Settings) -> pa.Table:
     """The rows with cls, probs, prediction, truncated and error; rows without a usable text get nulls and a reason."""
-    import pyarrow as pa
-
     rows = rows.rename_columns(_renamed(rows.schema.names, settings))
     usable, texts, reasons = sort_texts(rows.column("text"))
     encoded = encoder.encode([settings.text_prefix + text for text in texts], batch_size=settings.batch_size)
@@ -242,7 +240,7 @@ def embed_rows(rows: pa.Table, encoder: Any, settings: Settings) -> pa.Table:
     cls = vector_array(vectors, valid=valid, dtype=settings.vector_dtype)
     with_vectors = replace_columns(rows, {"cls": cls})
     with_probs = add_probs(with_vectors, encoded.probs, usable=usable, classes=encoder.classes)
-    return replace_columns(with_probs, {"truncated": pa.array(truncated), "error": pa.array(reasons, pa.string())})
+    return replace_columns(with_probs, {"truncated": number_array(truncated), "error": text_array(reasons)})
 
 
 # --- Probabilities without a classification head ---------------------------------------------------------------------

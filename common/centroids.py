@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.columns import read_vectors, replace_columns, vector_array
+from common.columns import number_array, numbers, read_vectors, replace_columns, vector_array
 from common.commit import fingerprint_files, write_bytes
 from common.config import UserError
 from common.shard_writer import write_shard
@@ -39,10 +39,10 @@ def centroid_table(centers: np.ndarray, sizes: np.ndarray, inertia: np.ndarray) 
 
     return pa.table(
         {
-            "centroid_id": pa.array(np.arange(len(centers)), pa.int32()),
+            "centroid_id": number_array(np.arange(len(centers), dtype=np.int32)),
             "center": vector_array(centers),
-            "size": pa.array(sizes, pa.int64()),
-            "inertia": pa.array(inertia, pa.float64()),
+            "size": number_array(np.asarray(sizes, np.int64)),
+            "inertia": number_array(np.asarray(inertia, np.float64)),
         }
     )
 
@@ -62,7 +62,7 @@ def load_centroids(path: str | Path) -> Centroids:
     centers = read_vectors(table["center"], where=f"{path}, column 'center'")
     if not centers.valid.all():
         raise UserError(f"centroids {path} hold null, NaN or Inf centers; run {WRITTEN_BY} again with --overwrite")
-    ids = np.asarray(table["centroid_id"], np.int64)
+    ids = _whole_numbers(table["centroid_id"], path)
     if len(np.unique(ids)) != len(ids):
         raise UserError(f"centroids {path} hold a centroid_id twice; run {WRITTEN_BY} again with --overwrite")
     keys = stamp.identity.get("keys", {}) if stamp else {}
@@ -74,6 +74,18 @@ def load_centroids(path: str | Path) -> Centroids:
         fingerprint=stamp.fingerprint if stamp else fingerprint_files([path]),
         table=table,
     )
+
+
+def _whole_numbers(column: pa.ChunkedArray, path: Path) -> np.ndarray:
+    import pyarrow as pa
+
+    try:
+        ids = numbers(column.cast("int64"), absent=-1)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
+        raise UserError(f"{path}, column 'centroid_id', holds no whole numbers ({problem}); run {WRITTEN_BY}") from None
+    if len(ids) and ids.min() < 0:
+        raise UserError(f"{path}, column 'centroid_id', holds null or negative ids; run {WRITTEN_BY}")
+    return ids
 
 
 def add_centroid_columns(centroids: Centroids, columns: dict[str, pa.Array], layer: dict[str, Any]) -> None:

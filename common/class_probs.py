@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.columns import label_strings, read_vectors, replace_columns, vector_array
+from common.columns import label_strings, number_array, read_vectors, replace_columns, text_array, vector_array
 from common.config import canonical_json
 from common.layers import LayerTask
 from common.shards import Shard, read_stamp
@@ -40,12 +40,12 @@ def add_probs(
     valid[usable] = True
     all_probs = np.zeros((n_rows, len(classes)), np.float32)
     all_probs[usable] = probs
-    codes = pa.array(all_probs.argmax(axis=1), mask=~valid)
+    codes = number_array(all_probs.argmax(axis=1), valid=valid)
     return replace_columns(
         table,
         {
             "probs": vector_array(all_probs, valid=valid),
-            "prediction": pa.array(classes, pa.string()).take(codes),
+            "prediction": text_array(classes).take(codes),
         },
         field_metadata={"probs": {"classes": canonical_json(list(classes))}},
     )

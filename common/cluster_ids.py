@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.centroids import Centroids
-from common.columns import no_rows, read_vectors
+from common.columns import no_rows, number_array, read_vectors
 from common.commit import Identity
 from common.config import StageSettings, UserError
 from common.layers import LayerOutput, LayerTask
@@ -60,11 +60,11 @@ class Predictor:
         column = read_vectors(table[self.vector_column], where=where, dimension=self.dimension)
         vectors = unit_rows(column.vectors) if self.centroids.spherical else column.vectors
         nearest, squared_distances = assign(vectors, self.centroids.centers)
-        mask = ~column.valid
+        ids, distances = self.centroids.ids[nearest].astype(np.int32), np.sqrt(squared_distances, dtype=np.float32)
         return pa.table(
             {
-                self.id_column: pa.array(self.centroids.ids[nearest], pa.int32(), mask=mask),
-                self.distance_column: pa.array(np.sqrt(squared_distances), pa.float32(), mask=mask),
+                self.id_column: number_array(ids, valid=column.valid),
+                self.distance_column: number_array(distances, valid=column.valid),
             }
         )
 

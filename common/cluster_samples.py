@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.columns import has_text, is_vector, label_strings, read_vectors
+from common.columns import has_text, is_vector, label_strings, number_array, numbers, read_vectors
 from common.shards import Shard
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ def sample_shard(
         chosen = np.flatnonzero((rng.random(len(cluster_ids)) < map_share) & (cluster_ids >= 0))
         vectors = np.zeros((0, 0), np.float32)
         if vector_column in names and is_vector(table.schema.field(vector_column).type):
-            column = read_vectors(table[vector_column].take(chosen), where=str(shard.path))
+            column = read_vectors(_take(table[vector_column], chosen), where=str(shard.path))
             chosen, vectors = chosen[column.valid], column.vectors[column.valid]
         else:
             chosen = chosen[:0]
-        labels = label_strings(table[label_column].take(chosen))
+        labels = label_strings(_take(table[label_column], chosen))
         texts = _texts(table, text_column, chosen)
         captions = [f"{label or 'no label'}: {text}" for label, text in zip(labels, texts, strict=True)]
         samples = samples.merge(ClusterSamples(examples, vectors, cluster_ids[chosen], captions), n_examples=n_examples)
@@ -94,20 +94,24 @@ def sample_shard(
 
 
 def _ids(column: pa.ChunkedArray) -> np.ndarray:
-    return column.cast("int64").fill_null(-1).to_numpy()
+    return numbers(column.cast("int64"), absent=-1)
+
+
+def _take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
+    return column.take(number_array(rows))
 
 
 def _texts(table: pa.Table, text_column: str, rows: np.ndarray) -> list[str]:
     """The texts of some rows, shortened."""
     if text_column not in table.schema.names:
         return [""] * len(rows)
-    return ["" if value is None else _clip(str(value)) for value in table[text_column].take(rows).to_pylist()]
+    return ["" if value is None else _clip(str(value)) for value in _take(table[text_column], rows).to_pylist()]
 
 
 def _distances(table: pa.Table, distance_column: str) -> np.ndarray:
     if distance_column not in table.schema.names:
         return np.zeros(table.num_rows)
-    return table[distance_column].cast("float64").fill_null(np.inf).to_numpy()
+    return numbers(table[distance_column].cast("float64"), absent=np.inf)
 
 
 def _clip(text: str) -> str:
@@ -127,8 +131,8 @@ def _nearest(
         return {}
     rows = rows[np.lexsort((distances[rows], cluster_ids[rows]))]
     chosen = _first_of_each(rows, cluster_ids, n_examples)
-    if not has_text(table[text_column].take(chosen)).all():  # seldom; to look at every text takes longer than the rest
-        chosen = _first_of_each(rows[has_text(table[text_column].take(rows))], cluster_ids, n_examples)
+    if not has_text(_take(table[text_column], chosen)).all():  # seldom; to look at every text takes long
+        chosen = _first_of_each(rows[has_text(_take(table[text_column], rows))], cluster_ids, n_examples)
     examples: dict[int, list[tuple[float, str]]] = {}
     texts = _texts(table, text_column, chosen)
     for cluster_id, distance, text in zip(cluster_ids[chosen], distances[chosen], texts, strict=True):

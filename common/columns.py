@@ -1,12 +1,15 @@
-"""Arrow columns to and from numpy: vectors without a copy, labels as text.
+"""Arrow columns to and from numpy: numbers and vectors without a copy, labels as text.
 
 A vector column is `FixedSizeList<float32>` with non-null elements; a row that has no vector is null. Columns of
 `List<float>` and `List<double>`, as other programs write them, are read too.
+
+Arrays are made from buffers and read from them, because `pa.array`, `to_numpy` and Arrow's functions of an array and a
+number ask pandas what they were given, and import it for that: a fifth of a second in every run of a stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +38,67 @@ def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if column.num_chunks == 1:
         return column.chunk(0)  # which combining would copy
     return pa.concat_arrays(column.chunks) if column.num_chunks else pa.nulls(0, column.type)
+
+
+# --- Numbers and texts -----------------------------------------------------------------------------------------------
+
+
+def numbers(column: pa.Array | pa.ChunkedArray, *, absent: float) -> np.ndarray:
+    """Numbers or booleans of a column, [n]; `absent` where one is null."""
+    import pyarrow as pa
+
+    array = _one_array(column)
+    dtype = array.type.to_pandas_dtype()
+    if not len(array):
+        return np.zeros(0, dtype)
+    if pa.types.is_boolean(array.type):
+        values = _bits(array.buffers()[1], array)
+    else:
+        values = np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
+    return np.where(valid_rows(array), values, absent) if array.null_count else values
+
+
+def valid_rows(array: pa.Array) -> np.ndarray:
+    """[n] bool: the row is not null."""
+    if not array.null_count:
+        return np.ones(len(array), bool)
+    bitmap = array.buffers()[0]
+    return np.zeros(len(array), bool) if bitmap is None else _bits(bitmap, array)  # none in a column of type null
+
+
+def _bits(buffer: pa.Buffer, array: pa.Array) -> np.ndarray:
+    bits = np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little")
+    return bits[array.offset : array.offset + len(array)].view(bool)
+
+
+def number_array(values: np.ndarray, *, valid: np.ndarray | None = None) -> pa.Array:
+    """An Arrow column of numbers or booleans, [n]; rows where `valid` ([n] bool) is false become null."""
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(values)
+    content = np.packbits(values, bitorder="little") if values.dtype == bool else values
+    buffers = [_bitmap(valid), pa.py_buffer(content)]
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), buffers)
+
+
+def text_array(texts: Sequence[str | None]) -> pa.Array:
+    """An Arrow column of texts; None becomes null."""
+    import pyarrow as pa
+
+    encoded = [(text or "").encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    present = np.array([text is not None for text in texts], bool)
+    buffers = [pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded)), _bitmap(present)]
+    return pa.LargeStringArray.from_buffers(len(encoded), *buffers).cast(pa.string())
+
+
+def _bitmap(valid: np.ndarray | None) -> pa.Buffer | None:
+    import pyarrow as pa
+
+    return None if valid is None or valid.all() else pa.py_buffer(np.packbits(valid, bitorder="little"))
+
+
+# --- Vectors ---------------------------------------------------------------------------------------------------------
 
 
 def is_vector(arrow_type: pa.DataType) -> bool:
@@ -93,8 +157,8 @@ def _rows_with_elements(array: pa.Array) -> np.ndarray:
     import pyarrow.compute as pc
 
     if pa.types.is_fixed_size_list(array.type):
-        return np.asarray(array.is_valid()) if array.null_count else np.ones(len(array), bool)
-    return np.asarray(pc.greater(pc.fill_null(pc.list_value_length(array), 0), 0))
+        return valid_rows(array)
+    return numbers(pc.list_value_length(array), absent=0) > 0
 
 
 def _common_length(array: pa.Array, present: np.ndarray, where: str) -> int:
@@ -103,7 +167,7 @@ def _common_length(array: pa.Array, present: np.ndarray, where: str) -> int:
 
     if pa.types.is_fixed_size_list(array.type):
         return int(array.type.list_size)
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0))[present]
+    lengths = numbers(pc.list_value_length(array), absent=0)[present]
     if not len(lengths):
         return 0
     if (lengths != lengths[0]).any():
@@ -117,25 +181,13 @@ def _common_length(array: pa.Array, present: np.ndarray, where: str) -> int:
 
 def _to_matrix(elements: pa.Array, present: np.ndarray, dimension: int) -> np.ndarray:
     # A null element becomes NaN, so that its row is found by the test for finite values.
-    values = _to_numpy(elements).astype(np.float32, copy=False)
+    values = numbers(elements, absent=np.nan).astype(np.float32, copy=False)
     if present.all():
         return values.reshape(len(present), dimension)
     vectors = np.zeros((len(present), dimension), np.float32)  # [n, d]
     if present.any():
         vectors[present] = values.reshape(-1, dimension)
     return vectors
-
-
-def _to_numpy(elements: pa.Array) -> np.ndarray:
-    """Numbers as numpy, NaN for null; plain floats as they lie there, because pyarrow asks pandas, and imports it."""
-    import pyarrow as pa
-
-    if not len(elements):
-        return np.zeros(0, np.float32)
-    if elements.null_count or not pa.types.is_floating(elements.type):
-        return np.asarray(elements.to_numpy(zero_copy_only=False))
-    values = np.frombuffer(elements.buffers()[1], elements.type.to_pandas_dtype())
-    return values[elements.offset : elements.offset + len(elements)]
 
 
 def no_rows(schema: pa.Schema) -> pa.Table:
@@ -149,11 +201,12 @@ def vector_array(vectors: np.ndarray, *, valid: np.ndarray | None = None, dtype:
     """An Arrow column of the rows of `vectors` ([n, d]); rows where `valid` ([n] bool) is false become null."""
     import pyarrow as pa
 
-    values = np.ascontiguousarray(vectors, dtype=dtype).reshape(-1)
-    # Not pa.array, which imports pandas to ask it: a fifth of a second in every stage.
-    elements = pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
-    mask = None if valid is None or valid.all() else pa.array(~valid)
+    elements = number_array(np.ascontiguousarray(vectors, dtype=dtype).reshape(-1))
+    mask = None if valid is None or valid.all() else number_array(~valid)
     return pa.FixedSizeListArray.from_arrays(elements, type=vector_type(vectors.shape[1], dtype), mask=mask)
+
+
+# --- Labels and texts ------------------------------------------------------------------------------------------------
 
 
 def label_strings(column: pa.ChunkedArray) -> list[str | None]:
@@ -186,8 +239,8 @@ def has_text(column: pa.ChunkedArray) -> np.ndarray:
         column = column.cast(pa.large_string())
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return np.zeros(len(column), bool)
-    blank = pc.or_(pc.utf8_is_space(column), pc.equal(pc.binary_length(column), 0))
-    return ~np.asarray(pc.fill_null(blank, True))
+    is_space = numbers(pc.utf8_is_space(column), absent=True)
+    return ~is_space & (numbers(pc.binary_length(column), absent=0) > 0)
 
 
 def replace_columns(
@@ -213,7 +266,7 @@ def merge_errors(column: pa.ChunkedArray | None, reasons: dict[int, str], n_rows
     errors = before.to_pylist()
     for row, reason in reasons.items():
         errors[row] = errors[row] or reason
-    return pa.array(errors, pa.string())
+    return text_array(errors)
 
 
 def describe_errors(errors: Mapping[str, int]) -> str:

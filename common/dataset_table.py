@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.columns import is_vector
+from common.columns import is_vector, number_array, text_array
 from common.labeler import Labeler, RowColumns
 from common.pseudo_labels import REASONS, SOURCE_NAMES, Decisions
 from common.shards import Shard
@@ -41,11 +41,11 @@ def dataset_table(table: pa.Table, decisions: Decisions, labeler: Labeler) -> pa
     own = {
         "text": table[columns.text],
         "label": _label_column(table, decisions, labeler),
-        "metric_mask": pa.array(decisions.metric_mask.astype(np.int8)),
-        "classifier_mask": pa.array(decisions.classifier_mask.astype(np.int8)),
-        "label_source": pa.array(SOURCE_NAMES, pa.string()).take(pa.array(decisions.source)),
-        "label_reason": pa.array(REASONS, pa.string()).take(pa.array(decisions.reasons)),
-        "label_confidence": pa.array(np.minimum(decisions.confidence, 1.0), pa.float32()),
+        "metric_mask": number_array(decisions.metric_mask.astype(np.int8)),
+        "classifier_mask": number_array(decisions.classifier_mask.astype(np.int8)),
+        "label_source": text_array(SOURCE_NAMES).take(number_array(decisions.source)),
+        "label_reason": text_array(REASONS).take(number_array(decisions.reasons)),
+        "label_confidence": number_array(np.minimum(decisions.confidence, 1.0).astype(np.float32)),
     }
     dropped = {columns.text, columns.label, columns.probs, *own}
     carried = {name: table[name] for name in table.schema.names if name not in dropped}
@@ -57,11 +57,11 @@ def _label_column(table: pa.Table, decisions: Decisions, labeler: Labeler) -> pa
     import pyarrow as pa
 
     names, gold = labeler.names, labeler.columns.label
-    codes = pa.array(decisions.labels, mask=decisions.labels < 0)
+    codes = number_array(decisions.labels, valid=decisions.labels >= 0)
     gold_type = table.schema.field(gold).type if gold in table.schema.names else pa.string()
     if not pa.types.is_integer(gold_type) or not all(_WHOLE_NUMBER.fullmatch(name) for name in names):
-        return pa.array(names, pa.string()).take(codes)
-    numbers = pa.array([int(name) for name in names], pa.int64())
+        return text_array(names).take(codes)
+    numbers = number_array(np.array([int(name) for name in names], np.int64))
     try:
         return numbers.cast(gold_type).take(codes)
     except pa.ArrowInvalid:  # a label of a cluster or of the classifier is too long for the type of the gold ones

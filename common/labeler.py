@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.centroids import Centroids
-from common.columns import has_text, label_strings, read_vectors
+from common.columns import has_text, label_strings, numbers, read_vectors
 from common.config import StageSettings
 from common.pseudo_labels import ClassCuts, ClusterLabels, Decisions, Rows, Rules, decide
 from common.shards import Shard, ShardSet
@@ -57,7 +57,7 @@ class Labeler:
         """What the rules need to know of some rows."""
         return Rows(
             gold=self._codes(table, self.columns.label),
-            cluster_ids=table[self.columns.cluster_id].cast("int64").fill_null(-1).to_numpy(),
+            cluster_ids=numbers(table[self.columns.cluster_id].cast("int64"), absent=-1),
             max_prob=_max_prob(table, self.columns.probs),
             predicted=self._codes(table, self.columns.prediction),
             usable=has_text(table[self.columns.text]),
@@ -70,10 +70,9 @@ class Labeler:
         if column not in table.schema.names:
             return np.full(table.num_rows, -1)
         code_of = {name: code for code, name in enumerate(self.names)}
-        encoded = pa.concat_arrays(table[column].chunks or [pa.array([], table[column].type)]).dictionary_encode()
+        encoded = pa.concat_arrays(table[column].chunks or [pa.nulls(0, table[column].type)]).dictionary_encode()
         of_value = [code_of.get(label, -1) if label is not None else -1 for label in label_strings(encoded.dictionary)]
-        indices = encoded.indices.fill_null(len(of_value)).to_numpy()
-        return np.array([*of_value, -1], np.int64)[indices]
+        return np.array([*of_value, -1], np.int64)[numbers(encoded.indices, absent=len(of_value))]
 
 
 def _max_prob(table: pa.Table, column: str) -> np.ndarray:
@@ -127,6 +126,6 @@ def _cluster_labels(centroids: Centroids, names: Sequence[str], *, use_lower_bou
     return ClusterLabels(
         ids=centroids.ids[order],
         majority=np.array(majority, np.int64)[order],
-        purity=centroids.table[column].fill_null(0.0).to_numpy()[order],
-        n_labeled=centroids.table["n_labeled"].to_numpy()[order],
+        purity=numbers(centroids.table[column], absent=0.0)[order],
+        n_labeled=numbers(centroids.table["n_labeled"], absent=0)[order],
     )

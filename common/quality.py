@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from common.agreement import agreement_scores, wilson_lower_bound
-from common.columns import label_text
+from common.columns import label_text, numbers
 from common.config import UserError
 
 # A pair of cluster and label is one int64: the cluster id plus one in the upper half, the code of the label below.
@@ -178,7 +178,7 @@ class Contingency:
         encoded = _as_arrow(labels).dictionary_encode()
         values = encoded.dictionary.to_pylist()
         codes = np.array([self._code(value) for value in values] + [_NO_LABEL], np.int64)
-        return codes[_to_numpy(encoded.indices, absent=len(values))]
+        return codes[numbers(encoded.indices, absent=len(values))]
 
     def _code(self, value: Any) -> int:
         if not isinstance(value, str):
@@ -299,16 +299,11 @@ def _as_cluster_ids(cluster_ids: Any) -> np.ndarray:
     if isinstance(cluster_ids, np.ndarray) and cluster_ids.dtype.kind in "iu":
         ids = cluster_ids
     else:
-        ids = _to_numpy(_cast_to_int(_as_arrow(cluster_ids)), absent=-1)
+        ids = numbers(_cast_to_int(_as_arrow(cluster_ids)), absent=-1)
     if len(ids) and ids.max() > _MAX_CLUSTER_ID:
         raise UserError(f"cluster id {ids.max()} is too large; ids go up to {_MAX_CLUSTER_ID}, so number them anew")
     ids = ids.astype(np.int64, copy=False)
     return np.maximum(ids, -1) if len(ids) and ids.min() < -1 else ids
-
-
-def _to_numpy(array: Any, *, absent: int) -> np.ndarray:
-    """Integers of an Arrow array, `absent` for null."""
-    return np.asarray(array.cast("int64").fill_null(absent) if array.null_count else array)
 
 
 def _cast_to_int(array: Any) -> Any:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import json
+import subprocess
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -10,15 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.columns import (
+    has_text,
     is_vector,
     label_strings,
     merge_errors,
+    number_array,
+    numbers,
     read_vectors,
     replace_columns,
+    text_array,
     vector_array,
     vector_type,
 )
 from common.config import UserError
+from tests.text_pipeline import ROOT, STAGES, TextPipeline
 
 ROWS = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
 TYPES = {
@@ -183,3 +191,70 @@ def test_first_reason_of_a_row_stays():
     assert merge_errors(column, {0: "cls is null", 2: "zero"}, 3).to_pylist() == ["text is null", None, "zero"]
     assert merge_errors(None, {1: "zero"}, 2).to_pylist() == [None, "zero"]
     assert merge_errors(pa.chunked_array([[5, None]]), {1: "zero"}, 2).to_pylist() == ["5", "zero"]
+
+
+@pytest.mark.parametrize(
+    ("values", "arrow_type", "absent"),
+    [
+        ([3, None, -4, 5], pa.int32(), -1),
+        ([3, None, 4, 5], pa.uint8(), 0),
+        ([0.5, None, float("inf"), -2.0], pa.float64(), float("inf")),
+        ([True, None, False, True], pa.bool_(), False),
+        ([None, None, None, None], pa.int64(), 7),
+    ],
+)
+def test_numbers_as_arrow_itself_converts_them(values, arrow_type, absent):
+    array = pa.array(values, arrow_type)
+    expected = [absent if value is None else value for value in values]
+    assert numbers(array, absent=absent).tolist() == expected
+    assert numbers(array.slice(1, 2), absent=absent).tolist() == expected[1:3]
+    assert numbers(pa.chunked_array([array.slice(2), array]), absent=absent).tolist() == expected[2:] + expected
+    whole = array.drop_null()
+    assert numbers(whole, absent=absent).tolist() == whole.to_pylist()
+    assert numbers(pa.chunked_array([], arrow_type), absent=absent).tolist() == []
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int64", "float16", "float32", "bool"])
+def test_number_arrays_as_arrow_itself_makes_them(dtype):
+    values = np.array([0, 1, 2, 3, 0, 5, 6, 7, 1, 0]).astype(dtype)[::2]  # neither of whole bytes nor contiguous
+    valid = np.array([True, False, True, True, False])
+    for made, expected in (
+        (number_array(values), pa.array(values)),
+        (number_array(values, valid=valid), pa.array(values, mask=~valid)),
+        (number_array(values[:0]), pa.array(values[:0])),
+    ):
+        made.validate(full=True)
+        assert made.equals(expected) and made.type == expected.type
+
+
+def test_text_arrays_as_arrow_itself_makes_them():
+    for texts in (["a", None, "", "\u0416\u20ac\U0001f4b3", "nul \0"], ["a"], [None], []):
+        made = text_array(texts)
+        made.validate(full=True)
+        assert made.equals(pa.array(texts, pa.string()))
+
+
+def test_texts_that_say_something():
+    texts = [None, "", " ", "\t\n\u3000", "a", " a ", "\0"]
+    for arrow_type in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
+        read = has_text(pa.chunked_array([pa.array(texts, arrow_type)]))
+        assert read.tolist() == [False] * 4 + [True] * 3
+
+
+NO_PANDAS = """
+import json, sys
+from tests.stage_server import call_main
+for script, argv in json.load(sys.stdin):
+    assert call_main(script, argv) == 0
+    assert "pandas" not in sys.modules, script + " imports pandas"
+"""
+
+
+def test_stages_do_without_pandas(pipeline: TextPipeline) -> None:
+    """It takes longer to import than some of them take. (Training imports scikit-learn, which imports it.)"""
+    stages = [STAGES[stage] for stage in ("pca", "predict", "purity", "dataset")]
+    calls = [(script, ["--config", str(pipeline.config), *own, "--overwrite"]) for script, own in stages]
+    process = subprocess.run(
+        [sys.executable, "-c", NO_PANDAS], input=json.dumps(calls), cwd=ROOT, capture_output=True, text=True
+    )
+    assert process.returncode == 0, process.stderr
