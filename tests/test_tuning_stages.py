@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -171,6 +172,18 @@ def test_stages_of_other_code_are_not_taken_for_ours(tmp_path, monkeypatch):
     assert store_sample(sample, tmp_path, backend=CPU, max_components=3).folder == before
     monkeypatch.setattr(samples_module, "_ROOT", tmp_path)
     assert store_sample(sample, tmp_path, backend=CPU, max_components=3).folder != before
+
+
+def test_all_code_that_a_stage_comes_from_is_in_its_fingerprint():
+    """What the modules of the list import is in it too, but for modules in which no number is made."""
+    no_numbers = {"backend", "commit", "config", "mapped", "progress", "threads"}
+    imported = {
+        name
+        for path in samples_module._CODE
+        for name in re.findall(r"^ *from common\.(\w+) import", (ROOT / path).read_text(encoding="utf-8"), re.M)
+    }
+    missing = imported - no_numbers - {Path(path).stem for path in samples_module._CODE}
+    assert missing == {"condensed_tree"}  # cuts are not kept on disk
 
 
 def test_a_cache_of_other_features_is_refused(tmp_path):

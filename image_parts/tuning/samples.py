@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 _PACKAGES = ("numpy", "scipy", "scikit-learn", "umap-learn", "hdbscan", "numba")
 _ROOT = Path(__file__).resolve().parents[2]
 _CODE = (
-    "common/vectors.py", "common/neighbors.py", "common/best_scores.py", "common/umap_layout.py",
+    "common/vectors.py", "common/neighbors.py", "common/best_scores.py", "common/cells.py", "common/grouping.py",
+    "common/kmeans.py", "common/kmeans_init.py", "common/kmeans_steps.py", "common/umap_layout.py",
     "common/umap_steps.py", "common/density.py", "image_parts/pipeline.py",
 )  # fmt: skip
 
