@@ -21,8 +21,8 @@ from pydantic import Field
 from common import cli
 from common.centroids import Centroids, add_centroid_columns
 from common.cluster_samples import ClusterSamples, sample_shard
-from common.clustered_shards import clustered_inputs, open_clustered_shards
-from common.columns import number_array, text_array
+from common.clustered_shards import clustered_inputs, open_clustered_shards, refuse_nested_labels
+from common.columns import number_array, read_ids, text_array
 from common.commit import Identity, OutputLock, describe_changes, make_folder, remove_stale_temporaries, write_json
 from common.config import StageSettings, UserError
 from common.engine import map_items
@@ -47,7 +47,10 @@ class Settings(StageSettings):
     distance_column: str = Field("cluster_distance", description="distance to the centroid, to choose example texts")
     text_column: str = Field("text", description="texts shown in the report; absent is fine")
     vector_column: str = Field("pca", description="vectors for the map in the report; absent is fine")
-    report_path: str | None = Field(None, description="HTML report; null: purity_report.html beside the centroids")
+    # By its ending, a report never takes the place of shards or centroids.
+    report_path: str | None = Field(
+        None, pattern=r"\.html$", description="HTML report; null: purity_report.html beside the centroids"
+    )
     examples_per_cluster: int = Field(5, ge=0, le=50, description="texts shown for each cluster, the nearest ones")
     map_rows: int = Field(3000, ge=0, le=20000, description="rows of the map; 0 leaves it out")
     map_method: Literal["pca", "umap"] = Field("pca", description="umap is clearer and takes ten seconds or more")
@@ -118,12 +121,14 @@ def make_identity(settings: Settings, shards: ShardSet, centroids: Centroids) ->
 
 
 def _open_inputs(settings: Settings) -> tuple[ShardSet, Centroids]:
-    return open_clustered_shards(
+    shards, centroids = open_clustered_shards(
         settings.shards_dir,
         settings.centroids_path,
         cluster_column=settings.cluster_column,
         columns={settings.teacher_label_column: "cluster_supervise.py on labelled input"},
     )
+    refuse_nested_labels(shards, settings.teacher_label_column)
+    return shards, centroids
 
 
 def _is_complete(centroids: Centroids, identity: Identity, settings: Settings, *, overwrite: bool) -> bool:
@@ -153,9 +158,9 @@ def count_labels(shards: ShardSet, settings: Settings) -> Contingency:
 def count_shard(shard: Shard, *, settings: Settings) -> Contingency:
     """The counts of one shard."""
     counts = Contingency()
-    label = settings.teacher_label_column
+    label, where = settings.teacher_label_column, f"{shard.path}, column {settings.cluster_column!r}"
     for table in shard.iter_tables([settings.cluster_column, label], n_rows=COUNTED_ROWS, as_dictionaries=[label]):
-        counts.update(table[settings.cluster_column], table[label])
+        counts.update(read_ids(table[settings.cluster_column], where=where), table[label])
     return counts
 
 

@@ -47,9 +47,12 @@ class Settings(StageSettings):
     input_dir: str = Field(min_length=1, description="shards of stage 2, or any folder of parquet files with vectors")
     output_dir: str | None = Field(None, description="predict: folder for ids only; null adds the columns in place")
     centroids_out: str = Field(min_length=1, description="parquet file for the centroids")
-    model_out: str | None = Field(None, description="joblib file for scikit-learn users; never read by this suite")
+    # By their endings, a model and a report never take the place of shards or centroids.
+    model_out: str | None = Field(
+        None, pattern=r"\.(joblib|pkl)$", description="joblib file for scikit-learn users; never read by this suite"
+    )
     report_out: str | None = Field(
-        None, description="HTML report; null: beside centroids_out, for a list of n_clusters"
+        None, pattern=r"\.html$", description="HTML report; null: beside centroids_out, for a list of n_clusters"
     )
     pca_column: str = Field("pca", description="column with the vectors")
     centroid_column: str = Field("cluster_id", description="column that predict writes")

@@ -22,7 +22,7 @@ from pydantic import Field, model_validator
 from common import cli
 from common.centroids import Centroids
 from common.class_cuts import find_class_cuts
-from common.clustered_shards import clustered_inputs, open_clustered_shards
+from common.clustered_shards import clustered_inputs, open_clustered_shards, refuse_nested_labels
 from common.columns import no_rows, number_array
 from common.commit import Identity
 from common.config import StageSettings, UserError
@@ -201,6 +201,7 @@ def _open_inputs(settings: Settings) -> tuple[ShardSet, Centroids]:
         cluster_column=settings.cluster_id_column,
         columns={settings.text_column: "cluster_supervise.py"},
     )
+    refuse_nested_labels(shards, settings.label_column, settings.prediction_column)
     missing = [name for name in ("purity", "majority_label", "n_labeled") if name not in centroids.table.schema.names]
     if missing:
         raise UserError(f"{centroids.path} has no column {missing[0]!r}; run cluster_purity_counter.py first")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.columns import number_array, numbers, read_vectors, replace_columns, vector_array
+from common.columns import number_array, read_ids, read_vectors, replace_columns, vector_array
 from common.commit import fingerprint_files, write_bytes
 from common.config import UserError
 from common.shard_writer import write_shard
@@ -62,7 +62,11 @@ def load_centroids(path: str | Path) -> Centroids:
     centers = read_vectors(table["center"], where=f"{path}, column 'center'")
     if not centers.valid.all():
         raise UserError(f"centroids {path} hold null, NaN or Inf centers; run {WRITTEN_BY} again with --overwrite")
-    ids = _whole_numbers(table["centroid_id"], path)
+    ids = read_ids(table["centroid_id"], where=f"{path}, column 'centroid_id'")
+    if ids.min() < 0:
+        raise UserError(
+            f"centroids {path} hold a null or negative centroid_id; run {WRITTEN_BY} again with --overwrite"
+        )
     if len(np.unique(ids)) != len(ids):
         raise UserError(f"centroids {path} hold a centroid_id twice; run {WRITTEN_BY} again with --overwrite")
     keys = stamp.identity.get("keys", {}) if stamp else {}
@@ -74,18 +78,6 @@ def load_centroids(path: str | Path) -> Centroids:
         fingerprint=stamp.fingerprint if stamp else fingerprint_files([path]),
         table=table,
     )
-
-
-def _whole_numbers(column: pa.ChunkedArray, path: Path) -> np.ndarray:
-    import pyarrow as pa
-
-    try:
-        ids = numbers(column.cast("int64"), absent=-1)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
-        raise UserError(f"{path}, column 'centroid_id', holds no whole numbers ({problem}); run {WRITTEN_BY}") from None
-    if len(ids) and ids.min() < 0:
-        raise UserError(f"{path}, column 'centroid_id', holds null or negative ids; run {WRITTEN_BY}")
-    return ids
 
 
 def add_centroid_columns(centroids: Centroids, columns: dict[str, pa.Array], layer: dict[str, Any]) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.columns import has_text, is_vector, label_strings, number_array, numbers, read_vectors
+from common.columns import has_text, is_vector, label_strings, number_array, numbers, read_ids, read_vectors
+from common.config import UserError
 from common.shards import Shard
 
 if TYPE_CHECKING:
@@ -74,8 +75,8 @@ def sample_shard(
     if not n_examples and not map_share:
         return samples
     for table in shard.iter_tables([name for name in dict.fromkeys(wanted) if name in names]):
-        cluster_ids = _ids(table[cluster_column])
-        distances = _distances(table, distance_column)
+        cluster_ids = read_ids(table[cluster_column], where=f"{shard.path}, column {cluster_column!r}")
+        distances = _distances(table, distance_column, shard)
         # Of a long stream few rows are near enough to get in; the rest is not even sorted.
         near = ~(distances > samples.farthest(cluster_ids, n_examples=n_examples)) & (cluster_ids >= 0)
         examples = _nearest(table, np.flatnonzero(near), cluster_ids, distances, text_column, n_examples)
@@ -93,10 +94,6 @@ def sample_shard(
     return samples
 
 
-def _ids(column: pa.ChunkedArray) -> np.ndarray:
-    return numbers(column.cast("int64"), absent=-1)
-
-
 def _take(column: pa.ChunkedArray, rows: np.ndarray) -> pa.ChunkedArray:
     return column.take(number_array(rows))
 
@@ -108,10 +105,19 @@ def _texts(table: pa.Table, text_column: str, rows: np.ndarray) -> list[str]:
     return ["" if value is None else _clip(str(value)) for value in _take(table[text_column], rows).to_pylist()]
 
 
-def _distances(table: pa.Table, distance_column: str) -> np.ndarray:
+def _distances(table: pa.Table, distance_column: str, shard: Shard) -> np.ndarray:
+    """[n] float64, infinite where there is none."""
+    import pyarrow as pa
+
     if distance_column not in table.schema.names:
         return np.zeros(table.num_rows)
-    return numbers(table[distance_column].cast("float64"), absent=np.inf)
+    try:
+        return numbers(table[distance_column].cast("float64"), absent=np.inf)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        found = table[distance_column].type
+        raise UserError(
+            f"{shard.path}, column {distance_column!r} holds {found}, not distances; check distance_column"
+        ) from None
 
 
 def _clip(text: str) -> str:

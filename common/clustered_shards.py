@@ -25,6 +25,19 @@ def open_clustered_shards(
     return shards, centroids
 
 
+def refuse_nested_labels(shards: ShardSet, *columns: str) -> None:
+    """Raise UserError where a column holds lists or the like in place of labels."""
+    import pyarrow as pa
+
+    for shard in shards.shards:
+        for column in shard.schema:
+            if column.name in columns and pa.types.is_nested(column.type):
+                raise UserError(
+                    f"{shard.path}, column {column.name!r} holds {column.type}, not labels; check the column name in "
+                    f"the config"
+                )
+
+
 def clustered_inputs(shards: ShardSet, centroids: Centroids) -> dict[str, str]:
     """What identifies both, and the ids in the shards, in an `Identity`."""
     predicted = shards.layer("predict")

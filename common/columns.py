@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+# They are written as int32, of which the largest stays free.
+_MAX_CLUSTER_ID = 2**31 - 2
+
+
 @dataclass(frozen=True)
 class VectorColumn:
     """Vectors of some rows, and which of the rows have a usable one."""
@@ -56,6 +60,29 @@ def numbers(column: pa.Array | pa.ChunkedArray, *, absent: float) -> np.ndarray:
     else:
         values = np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
     return np.where(valid_rows(array), values, absent) if array.null_count else values
+
+
+def read_ids(column: pa.Array | pa.ChunkedArray, *, where: str = "") -> np.ndarray:
+    """Cluster ids of a column, [n] int64; -1 for null, NaN and negative ones, which are no cluster.
+
+    Raises UserError (which begins with `where`) where they are no whole numbers, or larger than 2**31 - 2.
+    """
+    import pyarrow as pa
+
+    array, where = _one_array(column), f"{where}: " if where else ""
+    if pa.types.is_floating(array.type):  # as other programs write them where some are absent
+        values = numbers(array, absent=np.nan)
+        array = number_array(values, valid=~np.isnan(values))
+    try:
+        ids = numbers(array if pa.types.is_signed_integer(array.type) else array.cast("int64"), absent=-1)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
+        raise UserError(f"{where}cluster ids must be whole numbers, not {column.type} ({problem})") from problem
+    if len(ids) and ids.max() > _MAX_CLUSTER_ID:
+        raise UserError(
+            f"{where}cluster id {ids.max()} is too large; ids go up to {_MAX_CLUSTER_ID}, so number them anew"
+        )
+    ids = ids.astype(np.int64, copy=False)
+    return np.maximum(ids, -1) if len(ids) and ids.min() < -1 else ids
 
 
 def valid_rows(array: pa.Array) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.centroids import Centroids
-from common.columns import has_text, label_strings, numbers, read_vectors
+from common.columns import has_text, label_strings, numbers, read_ids, read_vectors
 from common.config import StageSettings
 from common.pseudo_labels import ClassCuts, ClusterLabels, Decisions, Rows, Rules, decide
 from common.shards import Shard, ShardSet
@@ -57,7 +57,7 @@ class Labeler:
         """What the rules need to know of some rows."""
         return Rows(
             gold=self._codes(table, self.columns.label),
-            cluster_ids=numbers(table[self.columns.cluster_id].cast("int64"), absent=-1),
+            cluster_ids=read_ids(table[self.columns.cluster_id], where=f"column {self.columns.cluster_id!r}"),
             max_prob=_max_prob(table, self.columns.probs),
             predicted=self._codes(table, self.columns.prediction),
             usable=has_text(table[self.columns.text]),

@@ -20,12 +20,10 @@ from typing import Any
 import numpy as np
 
 from common.agreement import agreement_scores, wilson_lower_bound
-from common.columns import label_text, numbers
-from common.config import UserError
+from common.columns import label_text, number_array, numbers, read_ids
 
 # A pair of cluster and label is one int64: the cluster id plus one in the upper half, the code of the label below.
 _CODE_BITS = 32
-_MAX_CLUSTER_ID = 2**31 - 2
 _NO_LABEL = 0
 # Pairs kept apart before they are added up; bounds the memory of a long stream.
 _COMPACT_AT = 1 << 20
@@ -297,24 +295,5 @@ def _as_arrow(labels: Any) -> Any:
 def _as_cluster_ids(cluster_ids: Any) -> np.ndarray:
     """Cluster ids as int64 with -1 for null, NaN and negative ones."""
     if isinstance(cluster_ids, np.ndarray) and cluster_ids.dtype.kind in "iu":
-        ids = cluster_ids
-    else:
-        ids = numbers(_cast_to_int(_as_arrow(cluster_ids)), absent=-1)
-    if len(ids) and ids.max() > _MAX_CLUSTER_ID:
-        raise UserError(f"cluster id {ids.max()} is too large; ids go up to {_MAX_CLUSTER_ID}, so number them anew")
-    ids = ids.astype(np.int64, copy=False)
-    return np.maximum(ids, -1) if len(ids) and ids.min() < -1 else ids
-
-
-def _cast_to_int(array: Any) -> Any:
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if pa.types.is_signed_integer(array.type):
-        return array
-    if pa.types.is_floating(array.type):
-        array = pc.if_else(pc.is_nan(array), None, array)
-    try:
-        return array.cast("int64")
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"cluster ids must be whole numbers, not {array.type} ({error})") from error
+        cluster_ids = number_array(cluster_ids)
+    return read_ids(_as_arrow(cluster_ids))

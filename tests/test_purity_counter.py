@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -193,6 +194,34 @@ def test_unknown_cluster_id_is_an_error(count):
 def test_cluster_ids_that_are_no_whole_numbers(count, ids):
     result = count(ids, ["a", "b"], n_clusters=2)
     assert result.exit_code == 1 and "cluster ids must be whole numbers" in result.error
+
+
+def test_columns_that_hold_something_else(count):
+    vectors = {"cls": vector_array(np.ones((12, 2), np.float32)), "text": ["a"] * 12}
+    nested = count(CLUSTERS, LABELS, others=vectors, teacher_label_column="cls")
+    assert nested.exit_code == 1 and "column 'cls' holds fixed_size_list" in nested.error
+    distances = count(CLUSTERS, LABELS, others=vectors, distance_column="text")
+    assert distances.exit_code == 1 and "column 'text' holds string, not distances" in distances.error
+
+
+def test_ids_that_another_program_wrote_as_floats(tmp_path, count):
+    floats = [math.nan if cluster is None else float(cluster) for cluster in CLUSTERS]
+    assert count(floats, LABELS).json["n_without_cluster"] == 2
+    assert centroids(tmp_path)["n_rows"] == [4, 3, 2, 0]
+
+
+@pytest.mark.parametrize("ids", [[0, None], [0, -1], [0, 2**40], ["a", "b"], [1, 1]])
+def test_centroids_whose_ids_are_none(tmp_path, count, ids):
+    centers = vector_array(np.ones((2, 2), np.float32))
+    write_parquet(tmp_path / "others.parquet", {"centroid_id": ids, "center": centers})
+    result = count(CLUSTERS, LABELS, centroids_path=str(tmp_path / "others.parquet"))
+    assert result.exit_code == 1 and "others.parquet" in result.error
+
+
+def test_a_report_never_takes_the_place_of_centroids(tmp_path, count):
+    result = count(CLUSTERS, LABELS, report_path=str(tmp_path / "centroids.parquet"))
+    assert result.exit_code == 2 and "report_path" in result.error
+    assert centroids(tmp_path)["centroid_id"] == [0, 1, 2, 3]
 
 
 def test_missing_columns_name_the_stage_that_writes_them(count):
