@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,20 @@ _FEATURE_BYTES = 4 * N_DIMENSIONS
 _STEPS = ("scan", "features", "reduction", "clustering", "purity", "pictures", "exports", "files")
 
 
-def write_input(folder: Path, vectors: np.ndarray) -> None:
-    """Write a tiny image with a label file for each of `vectors` [n, d], and the vectors into the cache."""
+def write_input(folder: Path, make_vectors: Callable[[], np.ndarray]) -> None:
+    """Write a tiny image with a label file for each of the vectors [n, d], and the vectors into the cache.
+
+    What an earlier start has written whole is used again.
+    """
     import cv2
 
     from image_parts.cache import FeatureCache
     from image_parts.extractors import identify_model
     from image_parts.features import cache_key
 
-    settings = _settings(folder)
+    if (folder / "whole").exists():
+        return
+    settings, vectors = _settings(folder), make_vectors()
     cache = FeatureCache(folder / "cache", cache_key(settings, identify_model(settings.model)))
     pixels = np.zeros((8, 8), np.uint8)
     with cache.writer(vectors.shape[1]) as writer:
@@ -49,6 +55,7 @@ def write_input(folder: Path, vectors: np.ndarray) -> None:
                 (place / name).parent.mkdir(parents=True, exist_ok=True)
                 (place / name).write_bytes(text)
             writer.add(hashlib.sha256(content).hexdigest(), vector)
+    (folder / "whole").touch()
 
 
 def whole_run(*, folder: str) -> Work:
@@ -57,6 +64,7 @@ def whole_run(*, folder: str) -> Work:
     from image_cluster import run
 
     settings = _settings(Path(folder))
+    shutil.rmtree(settings.output_dir, ignore_errors=True)
 
     def work() -> dict[str, Any]:
         steps = _StepPeaks()
@@ -69,32 +77,27 @@ def whole_run(*, folder: str) -> Work:
     return work
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """Peaks of one run of few rows and one of many."""
+def memory_findings(costs: dict[int, Cost]) -> list[Finding]:
+    """Peaks of the whole run and growth of that of each step, from runs by their number of images, few first."""
+    few, *_, many = costs
+    added_rows = many - few
 
-    n_few: int
-    few: Cost
-    n_many: int
-    many: Cost
+    def growth(few_mib: float, many_mib: float) -> int:
+        return round((many_mib - few_mib) * 2**20 / added_rows)
 
-    def growth(self, step: str) -> float:
-        """Bytes that each row adds to the peak of a step."""
-        added_mib = self.many.result["steps"][step] - self.few.result["steps"][step]
-        return float(added_mib * 2**20 / (self.n_many - self.n_few))
-
-
-def memory_findings(sizes: Sizes) -> list[Finding]:
-    """Growth of the peak of each step, and of the whole, against what the feature matrix takes."""
-    growths = {step: sizes.growth(step) for step in _STEPS}
-    largest = max(growths.values())
-    whole = (sizes.many.peak_mib - sizes.few.peak_mib) * 2**20 / (sizes.n_many - sizes.n_few)
+    steps = {step: growth(*(costs[n].result["steps"][step] for n in (few, many))) for step in _STEPS}
+    matrix_mib = {n: n * _FEATURE_BYTES / 2**20 for n in costs}
+    whole = growth(costs[few].peak_mib, costs[many].peak_mib)
     return [
-        Finding.at_most("bytes a row that the peak of a step grows by, the largest of all", largest, _FEATURE_BYTES),
-        Finding.fact("the same as a share of the feature matrix", largest / _FEATURE_BYTES),
-        Finding.fact("bytes a row that the peak of the whole run grows by", round(whole)),
-        *(Finding.fact(f"bytes a row: {step}", round(growth)) for step, growth in growths.items()),
-    ]
+        Finding.flat(f"peak of the whole run, {few:,} to {many:,} images", costs[few].peak_mib, costs[many].peak_mib),
+        Finding.fact("bytes an image that it grows by", whole),
+        *(Finding.fact(f"MiB at {n:,} images, the mapped matrix counted as if it were whole in memory",
+                       round(cost.peak_mib + matrix_mib[n])) for n, cost in costs.items()),
+        Finding.at_most("bytes an image that the peak of a step grows by, the largest", max(steps.values()),
+                        _FEATURE_BYTES),
+        Finding.fact("the same as a share of the matrix's row", max(steps.values()) / _FEATURE_BYTES),
+        *(Finding.fact(f"bytes an image: {step}", added) for step, added in steps.items()),
+    ]  # fmt: skip
 
 
 class _StepPeaks(logging.Handler):
