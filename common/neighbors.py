@@ -254,7 +254,12 @@ def prepare_points(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
         bad = int(np.flatnonzero(~is_usable)[0])
         raise UserError(f"row {bad} of the vectors has NaN, infinite or huge values; drop such rows first")
     if metric == "euclidean":
-        return points - points.mean(axis=0, dtype=np.float64).astype(np.float32)
+        center = points.mean(axis=0, dtype=np.float64).astype(np.float32)
+        release(points)
+        centered = matrix_beside(points, points.shape)
+        for part, to in zip(pieces(points), pieces(centered), strict=True):
+            np.subtract(part, center, out=to)
+        return centered
     if len(norms) and np.abs(norms - 1).max() <= _UNIT_TOLERANCE:
         return points  # no second matrix for features that are of unit length already
     lengths = np.where(norms > 0, norms, 1.0).astype(np.float32)

@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 from sklearn.neighbors import NearestNeighbors
 
+import common.mapped as mapped
 from common.backend import Backend
 from common.best_scores import empty_best, offer_tile
+from common.cells import cell_neighbors
 from common.config import UserError
 from common.density import (
     SpectralStart,
@@ -398,3 +400,18 @@ def test_more_samples_than_cuml_takes_go_to_the_cpu(cuml, blobs, caplog):
     direct = hdbscan.HDBSCAN(min_samples=2000, min_cluster_size=20).fit(blobs)
     assert np.array_equal(result.labels, direct.labels_)
     assert "cuML takes min_samples up to 1023" in caplog.text
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_what_is_made_of_rows_in_a_file_lies_in_files_and_has_the_same_bits(blobs, metric, monkeypatch, tmp_path):
+    monkeypatch.setattr(mapped, "_LEAST_BYTES", 1)
+    rows = mapped.mapped_matrix(blobs.shape, folder=tmp_path)
+    rows[:] = blobs
+    for find in (exact_neighbors, cell_neighbors):
+        in_file, in_memory = find(rows, 9, metric=metric), find(np.array(blobs), 9, metric=metric)
+        for one, other in zip(in_file, in_memory, strict=True):
+            assert np.array_equal(one, other)
+            assert mapped._mapping_of(one) is not None and mapped._mapping_of(other) is None
+    options = {"n_neighbors": 10, "metric": metric, "n_epochs": 20}
+    embeddings = [embed_umap(of, knn=exact_neighbors(of, 9, metric=metric), **options) for of in (rows, blobs)]
+    assert np.array_equal(*embeddings)
