@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from common import cli
 from common.centroids import Centroids, centroid_table, load_centroids, write_joblib
@@ -94,6 +94,12 @@ class Settings(StageSettings):
     def cluster_numbers(self) -> list[int]:
         """The numbers of clusters to train, at least one."""
         return self.n_clusters if isinstance(self.n_clusters, list) else [self.n_clusters]
+
+    @model_validator(mode="after")
+    def _model_beside_centroids(self) -> Settings:
+        if self.model_path == Path(self.centroids_out):
+            raise ValueError(f"centroids_out and the model are one file, {self.model_path}; name them differently")
+        return self
 
     @property
     def model_path(self) -> Path:

@@ -120,7 +120,7 @@ class DatasetSource:
         """Some columns of the shard, chunk by chunk, each with its decisions."""
         first_row = 0
         for table in self.shard.iter_tables(columns):
-            decisions = labeler.decide(table)
+            decisions = labeler.decide(table, where=str(self.shard.path))
             if self.balanced is not None:
                 decisions = decisions.without(~self.balanced[first_row : first_row + table.num_rows])
             first_row += table.num_rows

@@ -361,7 +361,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--folder", type=Path, help="keep the input of `memory` here, for the next start")
+    parser.add_argument("--folder", type=Path, help="keep what is made as input here, for the next start")
     args = parser.parse_args()
     is_full_size = (args.images, args.rows) == (parser.get_default("images"), parser.get_default("rows"))
     with tempfile.TemporaryDirectory() as folder:

@@ -59,7 +59,11 @@ def numbers(column: pa.Array | pa.ChunkedArray, *, absent: float) -> np.ndarray:
         values = _bits(array.buffers()[1], array)
     else:
         values = np.frombuffer(array.buffers()[1], dtype)[array.offset : array.offset + len(array)]
-    return np.where(valid_rows(array), values, absent) if array.null_count else values
+    if not array.null_count:
+        return values
+    if values.dtype.kind in "iu":  # `absent` may not fit: -1 among unsigned ones, 128 in eight bits
+        values = values.astype(np.promote_types(values.dtype, np.min_scalar_type(absent)), copy=False)
+    return np.where(valid_rows(array), values, absent)
 
 
 def read_ids(column: pa.Array | pa.ChunkedArray, *, where: str = "") -> np.ndarray:
@@ -102,7 +106,7 @@ def number_array(values: np.ndarray, *, valid: np.ndarray | None = None) -> pa.A
     """An Arrow column of numbers or booleans, [n]; rows where `valid` ([n] bool) is false become null."""
     import pyarrow as pa
 
-    values = np.ascontiguousarray(values)
+    values = np.ascontiguousarray(values, values.dtype.newbyteorder("="))  # Arrow has no other order of bytes
     content = np.packbits(values, bitorder="little") if values.dtype == bool else values
     buffers = [_bitmap(valid), pa.py_buffer(content)]
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), buffers)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from common.labeler import Labeler
-from common.pseudo_labels import ClassCuts, ClusterLabels, Rows, Rules, decide
+from common.pseudo_labels import ClusterLabels, Rows, decide
 from common.quality import Contingency
 from common.shards import ShardSet
 
@@ -38,16 +38,12 @@ def estimate_accuracy(
     if n_hidden == 0:
         return ["holdout: no gold labels to hide"]
     lines = [f"holdout: {n_hidden:,} gold labels hidden; of their rows, how many the rules label, and how rightly:"]
-    cuts = labeler.cuts
-    metric_cuts, classification_cuts = (cuts.metric, cuts.classification) if cuts else (None, None)
-    for mask, purity, prob, cut in (
-        ("metric_mask", rules.metric_purity, rules.metric_max_prob, metric_cuts),
-        ("classifier_mask", rules.classification_purity, rules.classification_max_prob, classification_cuts),
-    ):
-        lines.append(f"  {mask}: {_score(hidden, clusters, rules, purity, prob, cut)}")
+    decided = decide(hidden.rows, clusters, rules, cuts=labeler.cuts)
+    lines.append(f"  metric_mask: {_score(hidden, decided.labels, decided.metric_mask)}")
+    lines.append(f"  classifier_mask: {_score(hidden, decided.labels, decided.classifier_mask)}")
     for purity in _PURITY_STEPS if rules.go_by_clusters else ():
-        score = _score(hidden, clusters, rules, purity, rules.metric_max_prob, metric_cuts)
-        lines.append(f"  at purity {purity:.2f}: {score}")
+        tried = decide(hidden.rows, clusters, replace(rules, metric_purity=purity), cuts=labeler.cuts)
+        lines.append(f"  at purity {purity:.2f}: {_score(hidden, tried.labels, tried.metric_mask)}")
     return lines
 
 
@@ -75,17 +71,10 @@ def _recounted(counts: Contingency, labeler: Labeler, *, use_lower_bound: bool) 
     return ClusterLabels(labeler.clusters.ids, majority, purity, quality.n_labeled)
 
 
-def _score(
-    hidden: HiddenRows, clusters: ClusterLabels, rules: Rules, purity: float, prob: float, cut: np.ndarray | None
-) -> str:
-    tried = replace(
-        rules, metric_purity=purity, metric_max_prob=prob, classification_purity=purity, classification_max_prob=prob
-    )
-    cuts = None if cut is None else ClassCuts(cut, cut)
-    decisions = decide(hidden.rows, clusters, tried, cuts=cuts)
-    labelled = decisions.labels >= 0
-    n_labelled = int(labelled.sum())
-    if n_labelled == 0:
+def _score(hidden: HiddenRows, labels: np.ndarray, taken: np.ndarray) -> str:
+    """How often the hidden label comes back in the rows [m] that are taken, and how many these are."""
+    n_taken = int(taken.sum())
+    if n_taken == 0:
         return "accuracy –, coverage 0.0% (no row labelled)"
-    accuracy = float((decisions.labels == hidden.truth)[labelled].mean())
-    return f"accuracy {100 * accuracy:.1f}%, coverage {100 * n_labelled / len(labelled):.1f}% ({n_labelled:,} rows)"
+    accuracy = float((labels == hidden.truth)[taken].mean())
+    return f"accuracy {100 * accuracy:.1f}%, coverage {100 * n_taken / len(taken):.1f}% ({n_taken:,} rows)"

@@ -11,7 +11,7 @@ import numpy as np
 
 from common.centroids import Centroids
 from common.columns import has_text, label_strings, numbers, read_ids, read_vectors
-from common.config import StageSettings
+from common.config import StageSettings, UserError
 from common.pseudo_labels import ClassCuts, ClusterLabels, Decisions, Rows, Rules, decide
 from common.shards import Shard, ShardSet
 from common.stage import map_shards
@@ -45,20 +45,22 @@ class Labeler:
     rules: Rules
     cuts: ClassCuts | None = None  # None: all that pass the rules take part
 
-    def decide(self, table: pa.Table) -> Decisions:
+    def decide(self, table: pa.Table, *, where: str = "") -> Decisions:
         """A label and two masks for each row of a table with at least the columns that are present."""
-        return decide(self.read_rows(table), self.clusters, self.rules, cuts=self.cuts)
+        return decide(self.read_rows(table, where=where), self.clusters, self.rules, cuts=self.cuts)
 
     def decisions(self, shard: Shard) -> Iterator[Decisions]:
         """The decisions on the rows of one shard, chunk by chunk, by the columns that the rules read alone."""
-        return map(self.decide, shard.iter_tables(self.columns.present(shard.schema)))
+        decide_there = partial(self.decide, where=str(shard.path))
+        return map(decide_there, shard.iter_tables(self.columns.present(shard.schema)))
 
-    def read_rows(self, table: pa.Table) -> Rows:
-        """What the rules need to know of some rows."""
+    def read_rows(self, table: pa.Table, *, where: str = "") -> Rows:
+        """What the rules need to know of some rows; an error begins with `where`, the file that they are of."""
+        file = f"{where}, " if where else ""
         return Rows(
             gold=self._codes(table, self.columns.label),
-            cluster_ids=read_ids(table[self.columns.cluster_id], where=f"column {self.columns.cluster_id!r}"),
-            max_prob=_max_prob(table, self.columns.probs),
+            cluster_ids=read_ids(table[self.columns.cluster_id], where=f"{file}column {self.columns.cluster_id!r}"),
+            max_prob=_max_prob(table, self.columns.probs, where=file),
             predicted=self._codes(table, self.columns.prediction),
             usable=has_text(table[self.columns.text]),
         )
@@ -75,11 +77,11 @@ class Labeler:
         return np.array([*of_value, -1], np.int64)[numbers(encoded.indices, absent=len(of_value))]
 
 
-def _max_prob(table: pa.Table, column: str) -> np.ndarray:
+def _max_prob(table: pa.Table, column: str, *, where: str) -> np.ndarray:
     """[n] float64: the top probability of each row, NaN where there are no probabilities."""
     if column not in table.schema.names:
         return np.full(table.num_rows, np.nan)
-    probs = read_vectors(table[column], where=f"column {column!r}")
+    probs = read_vectors(table[column], where=f"{where}column {column!r}")
     if probs.vectors.shape[1] == 0:
         return np.full(table.num_rows, np.nan)
     return np.where(probs.valid, probs.vectors.max(axis=1), np.nan)
@@ -126,6 +128,19 @@ def _cluster_labels(centroids: Centroids, names: Sequence[str], *, use_lower_bou
     return ClusterLabels(
         ids=centroids.ids[order],
         majority=np.array(majority, np.int64)[order],
-        purity=numbers(centroids.table[column], absent=0.0)[order],
-        n_labeled=numbers(centroids.table["n_labeled"], absent=0)[order],
+        purity=_numbers_of(centroids, column)[order],
+        n_labeled=_numbers_of(centroids, "n_labeled").astype(np.int64)[order],
     )
+
+
+def _numbers_of(centroids: Centroids, column: str) -> np.ndarray:
+    """[k] float64: a column that stage 5 writes; 0 where there is nothing."""
+    import pyarrow as pa
+
+    found = centroids.table[column]
+    try:
+        return np.nan_to_num(numbers(found.cast("float64"), absent=0.0))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
+        raise UserError(
+            f"{centroids.path}: column {column!r} holds {found.type}, not numbers; run cluster_purity_counter.py again"
+        ) from problem

@@ -52,6 +52,8 @@ def _user_folder() -> Path:
 
 def _can_write(folder: Path) -> bool:
     """Try it, as numba does: modes do not tell of read-only file systems and of what root may do."""
+    if folder.parts[0] == "~":  # nobody knows this user's HOME, and a folder of that name is not meant
+        return False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

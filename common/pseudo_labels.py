@@ -145,10 +145,12 @@ def decide(rows: Rows, clusters: ClusterLabels, rules: Rules, *, cuts: ClassCuts
     metric = _passes(rows, candidates, rules, rules.metric_purity, rules.metric_max_prob)
     classification = _passes(rows, candidates, rules, rules.classification_purity, rules.classification_max_prob)
     passed = metric | classification
+    let_in = np.zeros_like(metric)  # by agreement alone
     if cuts is not None:
         classification &= candidates.confidence >= cuts.classification[candidates.labels]
         is_sure = candidates.confidence >= cuts.metric[candidates.labels]
-        metric &= (is_sure | candidates.agreed) if rules.agreement_in_metric else is_sure
+        let_in = metric & ~is_sure & candidates.agreed & rules.agreement_in_metric
+        metric = (metric & is_sure) | let_in
     labelled = metric | classification
     has_gold = rows.gold >= 0
     pseudo_source = CLUSTER if rules.source == "cluster" else CLASSIFIER
@@ -159,7 +161,7 @@ def decide(rows: Rows, clusters: ClusterLabels, rules: Rules, *, cuts: ClassCuts
         classifier_mask=(rows.usable & has_gold) | classification,
         confidence=np.where(rows.usable & has_gold, GOLD_CONFIDENCE, candidates.confidence),
         reasons=_reasons(
-            rows, clusters, rules, candidates, passed=passed, metric=metric, classification=classification
+            rows, clusters, rules, candidates, passed=passed, labelled=labelled, let_in=let_in & ~classification
         ),
     )
 
@@ -197,8 +199,8 @@ def _reasons(
     candidates: _Candidates,
     *,
     passed: np.ndarray,
-    metric: np.ndarray,
-    classification: np.ndarray,
+    labelled: np.ndarray,
+    let_in: np.ndarray,
 ) -> np.ndarray:
     """The first reason that applies, in the order in which a person would ask."""
     place, majority = candidates.place, candidates.majority
@@ -208,8 +210,8 @@ def _reasons(
     questions = [
         (~rows.usable, _NO_TEXT),
         (rows.gold >= 0, _GOLD),
-        (metric & ~classification & candidates.agreed & rules.agreement_in_metric, _AGREED),
-        (metric | classification, _LABELLED if rules.go_by_clusters else _PREDICTED),
+        (let_in, _AGREED),
+        (labelled, _LABELLED if rules.go_by_clusters else _PREDICTED),
         (passed, _LESS_SURE),
         (rules.go_by_clusters & (place < 0), _NO_CLUSTER),
         (rules.go_by_clusters & too_few, _FEW_LABELS),

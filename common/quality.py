@@ -31,6 +31,8 @@ _COMPACT_AT = 1 << 20
 # to so many cells, or so many for each row.
 _TABLE_CELLS = 1 << 17
 _TABLE_CELLS_PER_ROW = 16
+# And never more than so many, 32 MiB.
+_MOST_TABLE_CELLS = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -251,7 +253,7 @@ def _count_pairs(
     """The pairs that occur as rising keys, and how often; or the sums of their `counts`."""
     n_codes = int(codes.max(initial=0)) + 1
     n_cells = (int(clusters.max(initial=-1)) + 2) * n_codes
-    if n_cells <= max(_TABLE_CELLS, _TABLE_CELLS_PER_ROW * len(codes)):
+    if n_cells <= min(max(_TABLE_CELLS, _TABLE_CELLS_PER_ROW * len(codes)), _MOST_TABLE_CELLS):
         places = clusters + 1
         places *= n_codes  # in place: new memory costs more than the arithmetic
         places += codes

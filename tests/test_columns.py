@@ -26,6 +26,7 @@ from common.columns import (
     vector_type,
 )
 from common.config import UserError
+from common.quality import Contingency
 from tests.text_pipeline import ROOT, STAGES, TextPipeline
 
 ROWS = [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]
@@ -258,3 +259,23 @@ def test_stages_do_without_pandas(pipeline: TextPipeline) -> None:
         [sys.executable, "-c", NO_PANDAS], input=json.dumps(calls), cwd=ROOT, capture_output=True, text=True
     )
     assert process.returncode == 0, process.stderr
+
+
+@pytest.mark.parametrize(("index", "n_values"), [(pa.int8(), 128), (pa.uint8(), 256)])
+def test_what_stands_for_null_fits_where_indices_are_full(index, n_values):
+    """128 is no number of eight bits: it came out as -128, the label that is 128 places before the end."""
+    indices = pa.array([0, None, n_values - 1], index)
+    assert numbers(indices, absent=n_values).tolist() == [0, n_values, n_values - 1]
+    assert numbers(pa.array([1, None], pa.uint8()), absent=-1).tolist() == [1, -1]
+
+
+def test_labels_of_full_small_dictionaries_stay_absent_where_they_are_null():
+    names = [f"L{number:03}" for number in range(128)]
+    labels = pa.DictionaryArray.from_arrays(pa.array([1, None, None, 127], pa.int8()), names)
+    counts = Contingency()
+    counts.update(np.zeros(4, np.int32), labels)
+    assert counts.agreement().n_scored == 2
+
+
+def test_numbers_of_the_other_byte_order_keep_their_values():
+    assert number_array(np.array([0, 1, 70000], ">i4")).to_pylist() == [0, 1, 70000]

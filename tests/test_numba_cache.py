@@ -59,5 +59,12 @@ def test_what_is_set_and_what_is_found_stays(monkeypatch, tmp_path):
     assert os.environ["NUMBA_CACHE_DIR"] == "somewhere"
     monkeypatch.delenv("NUMBA_CACHE_DIR")
     monkeypatch.setattr(numba_cache, "_code_folders", lambda: iter([tmp_path / "gone"]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     numba_cache.ensure_cache_folder()
     assert "NUMBA_CACHE_DIR" not in os.environ
+
+
+def test_a_user_whose_home_nobody_knows_gets_no_folder_called_tilde(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert not numba_cache._can_write(Path("~/.cache/numba"))
+    assert not list(tmp_path.iterdir())

@@ -13,6 +13,7 @@ from common.pseudo_labels import (
     GOLD,
     NONE,
     REASONS,
+    ClassCuts,
     ClusterLabels,
     MostConfident,
     Rows,
@@ -144,6 +145,15 @@ def test_row_without_a_text_takes_no_part_and_keeps_its_gold_label():
 def test_confidence_is_purity_times_probability_and_gold_above_all():
     decided = decide(rows((-1, 2, 0.8, A), (-1, 5, 0.5, A), (A, 9, 0.1, B), (-1, 2, NAN, -1)), CLUSTERS, RULES)
     assert np.allclose(decided.confidence, [0.95 * 0.8, 0.7 * 0.5, 2.0, 0.95])
+
+
+def test_rows_in_the_share_are_not_said_to_be_in_by_agreement():
+    """Cluster 2 says A to all three; the metric share takes the first two, the head the first, agreement the last."""
+    given = rows((-1, 2, 0.9, A), (-1, 2, 0.8, A), (-1, 2, 0.7, A))
+    cuts = ClassCuts(metric=np.array([0.8, 0.8, np.inf]), classification=np.array([0.9, 0.9, np.inf]))
+    decided = decide(given, CLUSTERS, replace(RULES, source="classifier", agreement_in_metric=True), cuts=cuts)
+    assert [REASONS[reason] for reason in decided.reasons] == [*["sure classifier"] * 2, "cluster and classifier agree"]
+    assert decided.metric_mask.tolist() == [True] * 3 and decided.classifier_mask.tolist() == [True, False, False]
 
 
 def test_reasons_tell_the_same_as_the_masks():

@@ -250,6 +250,13 @@ def shared_rows() -> list[tuple]:
     return [*rows, ("gold", "b", 0, 0.4, "b"), ("no probs", None, 0, None, None)]
 
 
+@pytest.mark.parametrize(("share", "taken"), [(0.07, 7), (0.14, 14), (0.145, 15)])
+def test_a_share_is_rounded_up_but_not_by_the_error_of_its_product(tmp_path, update, share, taken):
+    rows = [(f"t{i}", None, 0, 0.4 + i / 200, "a") for i in range(100)]
+    result = update(rows=rows, pseudo_label_from="classifier", metric_class_share=share)
+    assert result.json["metric_mask"] == taken
+
+
 @pytest.mark.parametrize("n_shards", [1, 3])
 @pytest.mark.parametrize("output", ["dataset", "dataset.parquet"])
 def test_the_surest_share_of_each_class(tmp_path, update, n_shards, output):
@@ -466,6 +473,21 @@ def test_hidden_labels_do_not_vote_for_themselves(update):
     }
     log = update(rows=rows, centroids=centroids, holdout_fraction=0.5).stderr
     assert "metric_mask: accuracy –, coverage 0.0% (no row labelled)" in log
+
+
+def test_holdout_tells_each_mask_apart_where_agreement_widens_one(update):
+    """Equally sure rows but one: the head takes that one alone, the metric loss all that their cluster confirms."""
+    rows = [(f"t{i}", "a", 0, 0.9 if i else 0.95, "a") for i in range(200)]
+    rows += [(f"u{i}", None, 0, 0.9 if i else 0.95, "a") for i in range(100)]
+    centroids = CENTROIDS | {"n_labeled": [200, 0, 0, 0]}
+    log = update(
+        rows=rows, centroids=centroids, holdout_fraction=0.5, pseudo_label_from="classifier",
+        metric_class_share=0.01, classification_class_share=0.01, agreement_gets_metric_mask=True,
+    ).stderr  # fmt: skip
+    hidden = int(re.search(r"holdout: (\d+) gold labels hidden", log)[1])
+    assert f"metric_mask: accuracy 100.0%, coverage 100.0% ({hidden} rows)" in log
+    in_head = re.search(r"classifier_mask: accuracy .*\((.*) rows?", log)[1]
+    assert in_head in {"1", "no"}
 
 
 def test_holdout_leaves_the_dataset_as_it_is(tmp_path, update):
