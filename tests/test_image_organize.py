@@ -5,6 +5,7 @@ import errno
 import hashlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,9 @@ import threading
 import traceback
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
+import cloudpickle
 import numpy as np
 import pytest
 import yaml
@@ -689,13 +692,43 @@ def watch_disk(points, kill_at):
     moves._load_from_libc = watched_load
 
 
-def sweep_kills(build, begin, finish, check, *, step=1):
+LIGHT_PROCESS = """
+import sys
+sys.path[:] = sys.argv[2:]
+import cloudpickle
+work = cloudpickle.load(sys.stdin.buffer)
+with open(sys.argv[1], "wb") as answer:
+    cloudpickle.dump(work(), answer)
+"""
+
+
+def in_light_process(work):
+    """What `work` returns, from a process of its own: a fork of the one that runs all tests copies what they loaded."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer"
+        command = [sys.executable, "-c", LIGHT_PROCESS, answer, *sys.path]
+        ended = subprocess.run(command, input=cloudpickle.dumps(work), capture_output=True)
+        assert ended.returncode == 0, ended.stderr.decode()
+        return pickle.loads(answer.read_bytes())
+
+
+def sweep_kills(build, begin, finish, check, *, patched=contextlib.nullcontext):
     """Kill `begin` at every touch of the disk in a fresh world, `finish` it, and `check`; returns their number."""
+
+    def work():
+        with patched():
+            return kill_at_every_touch(build, begin, finish, check)
+
+    return in_light_process(work)
+
+
+def kill_at_every_touch(build, begin, finish, check):
+    """The sweep itself."""
     world = build()
     whole = run_forked(lambda: begin(world))
     assert not whole.message, whole.message
     failures = []
-    for point in range(1, whole.n_points + 1, step):
+    for point in range(1, whole.n_points + 1):
         world = build()
         assert run_forked(lambda world=world: begin(world), kill_at=point).killed
         ended = run_forked(lambda world=world: finish(world))
@@ -814,17 +847,20 @@ def test_killed_in_the_middle_of_an_undo_undo_finishes(crash_folders, second_dis
     sweep_kills(lambda: organized(World(crash_folders, other, mode=mode)), World.undo, World.undo, World.is_restored)
 
 
-def test_a_bad_mover_is_caught(crash_folders, monkeypatch):
-    """The negative control: removes the source before its copy is whole, as `read, unlink, write` does."""
+def careless_rename(source, target):
+    """Removes the source before its copy is whole, as `read, unlink, write` does."""
+    content = Path(source).read_bytes()
+    Path(source).unlink()
+    Path(target).write_bytes(content)
 
-    def careless_rename(source, target):
-        content = Path(source).read_bytes()
-        Path(source).unlink()
-        Path(target).write_bytes(content)
 
-    monkeypatch.setattr(moves, "rename_exclusive", careless_rename)
+def test_a_bad_mover_is_caught(crash_folders):
+    """The negative control."""
     with pytest.raises(AssertionError, match="points, first"):
-        sweep_kills(lambda: World(crash_folders), World.organize, World.undo, World.is_restored)
+        sweep_kills(
+            lambda: World(crash_folders), World.organize, World.undo, World.is_restored,
+            patched=lambda: mock.patch.object(moves, "rename_exclusive", careless_rename),
+        )  # fmt: skip
 
 
 # --- Real data -------------------------------------------------------------------------------------------------------
