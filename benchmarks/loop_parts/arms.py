@@ -40,8 +40,8 @@ TRAINED = (
     "self-training, all",
     "agreement",
     "purity >= 0.8, 3 labels",
-    "routed by masks",
-    "self-training, routed by share",
+    "routed by agreement",
+    "routed by share",
     "second round, self-training, surest 75%",
     "second round, agreement",
 )
@@ -149,7 +149,7 @@ def choose(evidence: Evidence, arm: str) -> Pseudo:
     """The pseudo-labels of an arm: none, routed by masks, or by one of `RULES`."""
     if arm.startswith("labelled only"):
         return Pseudo(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool))
-    routes = {"routed by masks": routed, "self-training, routed by share": routed_by_share}
+    routes = {"routed by agreement": routed_by_agreement, "routed by share": routed_by_share}
     return routes[arm](evidence) if arm in routes else by_rules(evidence, **RULES[arm.removesuffix(", CE")])
 
 
@@ -187,7 +187,7 @@ def by_rules(
     return Pseudo(rows, decisions.labels[rows], np.ones(len(rows), bool))
 
 
-def routed(evidence: Evidence) -> Pseudo:
+def routed_by_agreement(evidence: Evidence) -> Pseudo:
     """Self-training for the head; rows of which cluster and classifier agree go to the metric loss alone."""
     sure = by_rules(evidence, source="classifier", share_of_class=0.5)
     agreed = by_rules(evidence, agreement=True)
