@@ -78,6 +78,6 @@ def cuts_of(found: PseudoLabels, mask: np.ndarray, *, share: float, n_classes: i
     firsts = np.cumsum(counts) - counts
     present = np.flatnonzero(counts) if share else np.zeros(0, np.int64)
     n_in = np.ceil(np.round(share * counts[present], 9)).astype(np.int64)  # 0.07 * 100 is a little above 7
-    last = firsts[present] + n_in - 1
+    last = firsts[present] + np.maximum(n_in, 1) - 1
     cuts[present] = confidence[order[last]]
     return cuts

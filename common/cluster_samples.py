@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from common.columns import has_text, is_vector, label_strings, number_array, numbers, read_ids, read_vectors
-from common.config import UserError
+from common.columns import has_text, is_vector, label_strings, number_array, read_ids, read_numbers, read_vectors
 from common.shards import Shard
 
 if TYPE_CHECKING:
@@ -107,17 +106,10 @@ def _texts(table: pa.Table, text_column: str, rows: np.ndarray) -> list[str]:
 
 def _distances(table: pa.Table, distance_column: str, shard: Shard) -> np.ndarray:
     """[n] float64, infinite where there is none."""
-    import pyarrow as pa
-
     if distance_column not in table.schema.names:
         return np.zeros(table.num_rows)
-    try:
-        return numbers(table[distance_column].cast("float64"), absent=np.inf)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        found = table[distance_column].type
-        raise UserError(
-            f"{shard.path}, column {distance_column!r} holds {found}, not distances; check distance_column"
-        ) from None
+    where = f"{shard.path}, column {distance_column!r}"
+    return read_numbers(table[distance_column], absent=np.inf, where=where, what_to_do="check distance_column")
 
 
 def _clip(text: str) -> str:

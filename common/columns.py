@@ -66,6 +66,19 @@ def numbers(column: pa.Array | pa.ChunkedArray, *, absent: float) -> np.ndarray:
     return np.where(valid_rows(array), values, absent)
 
 
+def read_numbers(column: pa.Array | pa.ChunkedArray, *, absent: float, where: str, what_to_do: str) -> np.ndarray:
+    """Numbers of a column of whatever type, [n] float64; `absent` where one is null.
+
+    Raises UserError (which begins with `where` and ends with `what_to_do`) where they are no numbers.
+    """
+    import pyarrow as pa
+
+    try:
+        return numbers(column.cast("float64"), absent=absent)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
+        raise UserError(f"{where} holds {column.type}, not numbers; {what_to_do}") from problem
+
+
 def read_ids(column: pa.Array | pa.ChunkedArray, *, where: str = "") -> np.ndarray:
     """Cluster ids of a column, [n] int64; -1 for null, NaN and negative ones, which are no cluster.
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from common.centroids import Centroids
-from common.columns import has_text, label_strings, numbers, read_ids, read_vectors
-from common.config import StageSettings, UserError
+from common.columns import has_text, label_strings, numbers, read_ids, read_numbers, read_vectors
+from common.config import StageSettings
 from common.pseudo_labels import ClassCuts, ClusterLabels, Decisions, Rows, Rules, decide
 from common.shards import Shard, ShardSet
 from common.stage import map_shards
@@ -135,12 +135,6 @@ def _cluster_labels(centroids: Centroids, names: Sequence[str], *, use_lower_bou
 
 def _numbers_of(centroids: Centroids, column: str) -> np.ndarray:
     """[k] float64: a column that stage 5 writes; 0 where there is nothing."""
-    import pyarrow as pa
-
+    where = f"{centroids.path}, column {column!r}"
     found = centroids.table[column]
-    try:
-        return np.nan_to_num(numbers(found.cast("float64"), absent=0.0))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as problem:
-        raise UserError(
-            f"{centroids.path}: column {column!r} holds {found.type}, not numbers; run cluster_purity_counter.py again"
-        ) from problem
+    return np.nan_to_num(read_numbers(found, absent=0.0, where=where, what_to_do="run cluster_purity_counter.py again"))

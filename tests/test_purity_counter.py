@@ -201,7 +201,9 @@ def test_columns_that_hold_something_else(count):
     nested = count(CLUSTERS, LABELS, others=vectors, teacher_label_column="cls")
     assert nested.exit_code == 1 and "column 'cls' holds fixed_size_list" in nested.error
     distances = count(CLUSTERS, LABELS, others=vectors, distance_column="text")
-    assert distances.exit_code == 1 and "column 'text' holds string, not distances" in distances.error
+    assert (
+        distances.exit_code == 1 and "column 'text' holds string, not numbers; check distance_column" in distances.error
+    )
 
 
 def test_ids_that_another_program_wrote_as_floats(tmp_path, count):

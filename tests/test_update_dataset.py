@@ -250,7 +250,7 @@ def shared_rows() -> list[tuple]:
     return [*rows, ("gold", "b", 0, 0.4, "b"), ("no probs", None, 0, None, None)]
 
 
-@pytest.mark.parametrize(("share", "taken"), [(0.07, 7), (0.14, 14), (0.145, 15)])
+@pytest.mark.parametrize(("share", "taken"), [(0.07, 7), (0.14, 14), (0.145, 15), (1e-12, 1)])
 def test_a_share_is_rounded_up_but_not_by_the_error_of_its_product(tmp_path, update, share, taken):
     rows = [(f"t{i}", None, 0, 0.4 + i / 200, "a") for i in range(100)]
     result = update(rows=rows, pseudo_label_from="classifier", metric_class_share=share)
@@ -499,3 +499,15 @@ def test_holdout_leaves_the_dataset_as_it_is(tmp_path, update):
 def test_holdout_without_gold_labels(update):
     rows = [(f"t{i}", None, 0, 0.9, "a") for i in range(10)]
     assert "holdout: no gold labels to hide" in update(rows=rows, holdout_fraction=0.5).stderr
+
+
+@pytest.mark.parametrize("purity", [["x"] * 4, [[1.0]] * 4], ids=["text", "lists"])
+def test_purity_that_is_no_number_is_an_error_that_names_file_and_column(tmp_path, update, purity):
+    outcome = update(centroids=CENTROIDS | {"purity": purity})
+    assert f"{tmp_path / 'centroids.parquet'}, column 'purity' holds" in outcome.error
+
+
+def test_purity_of_which_nothing_is_known_labels_nothing(update):
+    """Written by a program that had no labels: a column of nulls."""
+    result = update(centroids=CENTROIDS | {"purity": pa.nulls(4)})
+    assert result.json["cluster"] == 0
