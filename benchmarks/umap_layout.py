@@ -43,24 +43,24 @@ def prepare(vectors: np.ndarray, found: Neighbors, *, n_components: int, min_dis
     """What both sides start from: edges with their periods, first places, the generators' seeds, and the curve."""
     from umap.umap_ import find_ab_params, make_epochs_per_sample
 
-    from common import umap_layout
+    from common.spectral_start import first_places
+    from common.umap_graph import fuzzy_graph
+    from common.umap_layout import draw_seeds, drop_unsampled
     from common.umap_steps import count_samples
 
     n = len(vectors)
-    graph = umap_layout.fuzzy_graph(
+    graph = fuzzy_graph(
         np.hstack([np.arange(n, dtype=np.int32)[:, None], found.indices]),
         np.hstack([np.zeros((n, 1), np.float32), found.distances]),
     )
-    umap_layout._drop_weak_edges(graph, N_EPOCHS)
+    graph = drop_unsampled(graph, N_EPOCHS)
     random = np.random.RandomState(seed)
-    places = umap_layout._first_places(
-        graph, vectors, n_components, random, metric="cosine", start="spectral", share=None
-    )
+    places = first_places(graph, vectors, n_components, random, metric="cosine")
     return {
-        "places": places, "indptr": graph.indptr, "tails": graph.indices,
-        "periods": make_epochs_per_sample(graph.data, N_EPOCHS),
-        "samples": count_samples(graph.data, N_EPOCHS),  # in the place of the strengths
-        "seeds": umap_layout._draw_seeds(random),
+        "places": places, "indptr": graph.indptr, "tails": graph.tails,
+        "periods": make_epochs_per_sample(graph.strengths, N_EPOCHS),
+        "samples": count_samples(graph.strengths, N_EPOCHS),  # in the place of the strengths
+        "seeds": draw_seeds(random),
         "curve": find_ab_params(1.0, min_dist),
     }  # fmt: skip
 

@@ -44,8 +44,8 @@ _RECALL, _N_ASKED = 0.98, 256
 _RANKED_CELLS = 256
 # What float32 products of the same rows differ by.
 _ROUNDING = 1e-5
-# Products of the asked rows with others that are held at once, float32: 16 MB.
-_BLOCK_ELEMENTS = 1 << 22
+# Products of the asked rows with others that are held at once, float32: 4 MB.
+_BLOCK_ELEMENTS = 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +75,11 @@ def cut_into_cells(points: np.ndarray, *, random_state: int = 0) -> Cells:
     n_cells = _count_cells(len(points))
     rng = np.random.default_rng(random_state)
     sample = points[np.sort(rng.permutation(len(points))[: _SAMPLED_PER_CELL * n_cells])]
+    release(points)
     found = train_lloyd(
         lambda: [sample], n_clusters=n_cells, max_epochs=_N_PASSES, init="random", random_state=random_state
     )
-    labels = assign(points, found.centroids)[0]
-    release(points)
+    labels = np.concatenate([assign(part, found.centroids)[0] for part in pieces(points)])
     return _gather(points, labels, most=-(-_MOST_OF_MEAN * len(points) // n_cells))
 
 
@@ -189,7 +189,8 @@ class _Search:
             asked = self._asked[start : start + step]
             scores = left[asked] @ right.T
             scores[np.arange(len(asked)), asked] = -np.inf
-            least.append(np.partition(scores, self._n - self._k, axis=1)[:, self._n - self._k])
+            scores.partition(self._n - self._k, axis=1)
+            least.append(scores[:, self._n - self._k].copy())  # a view would hold all scores
             release(right)
         return np.concatenate(least)
 

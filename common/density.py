@@ -269,11 +269,12 @@ def _umap_of_graph(
     **options: Any,
 ) -> np.ndarray:
     """The same from a graph that is there, in less memory and time; its steps agree with umap-learn's to rounding."""
-    from common.umap_layout import fuzzy_graph, lay_out, numba_threads
+    from common.umap_graph import fuzzy_graph
+    from common.umap_layout import lay_out, numba_threads
 
     # One thread where there is a seed, as umap-learn has it.
     with _warnings_in_log(), numba_threads(None if options["random_state"] is None else 1):
-        graph = [fuzzy_graph(*_with_self(knn, n_neighbors))]
+        graph = fuzzy_graph(*_with_self(knn, n_neighbors))
         return lay_out(graph, vectors, start=init, share=shared.get if shared else None, **options)
 
 
@@ -341,7 +342,8 @@ def _check_umap(vectors: np.ndarray, n_neighbors: int, n_components: int, knn: N
 
 def _check_finite(vectors: np.ndarray) -> None:
     # The sum over a row is NaN or infinite where one of its values is, and needs no array of n x d.
-    bad = np.flatnonzero(~np.isfinite(np.sum(vectors, axis=1, dtype=np.float64)))
+    sums = [np.sum(part, axis=1, dtype=np.float64) for part in pieces(vectors)]
+    bad = np.flatnonzero(~np.isfinite(np.concatenate(sums))) if sums else np.zeros(0, np.int64)
     if len(bad):
         raise UserError(
             f"{len(bad)} of {len(vectors)} rows have NaN or infinite values, row {bad[0]} first; drop such rows first"

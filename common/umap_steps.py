@@ -10,10 +10,12 @@ rows lie in whole vectors of the processor. Imported only where it is called: th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numba
 import numpy as np
+
+from common.mapped import matrix_beside, pieces, release
 
 # Negative samples of each sample, and the first step: the defaults of UMAP.
 N_NEGATIVE = 5
@@ -31,6 +33,9 @@ _N_INTERVALS = 1 << (8 + _PARTS_BITS)
 
 # Rows of at least so many values are filled up to a multiple of it.
 _LANES = 8
+# Rows whose edges are gone through before their memory is given back.
+_ROWS = 1 << 14
+_EDGES = 1 << 18
 
 # What the sums of n epochs are rounded by is below n^2 of this: each of at most n sums by half a unit in its last
 # place, counted in steps of at least a fifth of an epoch.
@@ -60,19 +65,35 @@ def run_epochs(
     differ from run to run; otherwise equal arguments give equal bits.
     Source: McInnes, Healy and Melville, UMAP, arXiv 1802.03426, algorithm 5.
     """
-    n, dim = places.shape
-    width = dim if dim < _LANES else -(-dim // _LANES) * _LANES
-    moving = np.zeros((n, width), np.float32)
-    moving[:, :dim] = places
+    moving, states = _first_of_rows(places, seeds)
     pulls, pushes = force_tables(*curve)
-    states = first_states(seeds, places)
     due, of_strongest = first_due(samples, n_epochs), pushes_of_strongest(n_epochs)
     step = _epoch_on_all_cores if on_all_cores else _epoch
     for epoch in range(n_epochs):
         # The second epoch is as bold as the first: umap-learn lowers the rate after it was used.
         rate = np.float32(_LEARNING_RATE * (1.0 - max(epoch - 1, 0) / n_epochs))
-        step(moving, indptr, tails, samples, due, of_strongest, states, pulls, pushes, epoch, rate)
-    return np.ascontiguousarray(moving[:, :dim])
+        for rows in _row_parts(len(places)):
+            step(moving, indptr, tails, samples, due, of_strongest, states, pulls, pushes, epoch, rate, *rows)
+            for of_edges in (tails, samples, due):
+                release(of_edges[indptr[rows[0]] : indptr[rows[1]]])
+    return np.ascontiguousarray(moving[:, : places.shape[1]])
+
+
+def _first_of_rows(places: np.ndarray, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rows where they start, filled up to whole vectors of the processor, and their generators."""
+    n, dim = places.shape
+    moving = np.zeros((n, dim if dim < _LANES else -(-dim // _LANES) * _LANES), np.float32)
+    states = np.empty((n, 3), np.int64)
+    for first, last in _row_parts(n):
+        moving[first:last, :dim] = places[first:last]
+        states[first:last] = first_states(seeds, places[first:last])
+        release(places[first:last])
+    return moving, states
+
+
+def _row_parts(n: int) -> Iterator[tuple[int, int]]:
+    for first in range(0, n, _ROWS):
+        yield first, min(first + _ROWS, n)
 
 
 # --- Forces ----------------------------------------------------------------------------------------------------------
@@ -158,15 +179,19 @@ def draw(state: np.ndarray) -> np.int32:
 
 def count_samples(strengths: np.ndarray, n_epochs: int) -> np.ndarray:
     """How often each edge is sampled in all epochs: [m] float32, in the place of its `strengths` [m] float32."""
-    strengths /= strengths.max(initial=np.float32(0))
-    strengths *= np.float32(n_epochs)
+    strongest = max((part.max() for part in pieces(strengths, n_rows=_EDGES)), default=np.float32(0))
+    for part in pieces(strengths, n_rows=_EDGES):
+        part /= strongest
+        part *= np.float32(n_epochs)
     return strengths
 
 
 def first_due(samples: np.ndarray, n_epochs: int) -> np.ndarray:
     """The first epoch of each edge that is sampled `samples` [m] float32 times: [m] int16, n_epochs where none is."""
-    due = np.empty(len(samples), np.int16 if n_epochs <= np.iinfo(np.int16).max else np.int32)
-    _fill_first_due(samples, n_epochs, due)
+    kind = np.int16 if n_epochs <= np.iinfo(np.int16).max else np.int32
+    due = matrix_beside(samples, samples.shape, dtype=kind)
+    for part, of in zip(pieces(samples, n_rows=_EDGES), pieces(due, n_rows=_EDGES), strict=True):
+        _fill_first_due(part, n_epochs, of)
     return due
 
 
@@ -275,10 +300,12 @@ def _steps_of_epoch(
     pushes: np.ndarray,
     epoch: int,
     rate: np.float32,
+    first_row: int,
+    end_row: int,
 ) -> None:
-    """Go through the edges that are due, row by row. A row drawn as its own is at no distance, and stays."""
+    """Go through the edges of some rows that are due. A row drawn as its own is at no distance, and stays."""
     n, n_epochs = len(places), len(of_strongest)
-    for row in numba.prange(n):
+    for row in numba.prange(first_row, end_row):
         here = places[np.uintp(row)]
         for edge in range(indptr[row], indptr[row + 1]):
             if due[edge] == epoch:
@@ -293,59 +320,3 @@ def _steps_of_epoch(
 _epoch = numba.njit(cache=True, **_FAST)(_steps_of_epoch)
 # Not cached: numba would take one of the two for the other.
 _epoch_on_all_cores = numba.njit(parallel=True, **_FAST)(_steps_of_epoch)
-
-
-# --- The graph, and where rows start ---------------------------------------------------------------------------------
-
-
-@numba.njit(**_EXACT)
-def unite(
-    indptr: np.ndarray,
-    columns: np.ndarray,
-    strengths: np.ndarray,
-    other_indptr: np.ndarray,
-    other_columns: np.ndarray,
-    other_strengths: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Unite two sparse tables of n rows, columns ascending, by a + b - ab: that one of two edges is there.
-
-    Returns where rows begin, [n + 1] int32, the columns [m] int32 and the strengths [m] float32. In one go: sums and
-    products of whole tables would take more than the graph itself.
-    """
-    n = len(indptr) - 1
-    starts = np.zeros(n + 1, np.int32)
-    united, united_strengths = np.empty(0, np.int32), np.empty(0, np.float32)
-    for is_counted in (False, True):  # how many there are first, as the tables are never larger than they must be
-        if is_counted:
-            united, united_strengths = np.empty(starts[n], np.int32), np.empty(starts[n], np.float32)
-        place = 0
-        for row in range(n):
-            here, there = indptr[row], other_indptr[row]
-            while here < indptr[row + 1] or there < other_indptr[row + 1]:
-                left = columns[here] if here < indptr[row + 1] else n
-                right = other_columns[there] if there < other_indptr[row + 1] else n
-                if is_counted:
-                    one = strengths[here] if left <= right else np.float32(0)
-                    other = other_strengths[there] if right <= left else np.float32(0)
-                    united[place], united_strengths[place] = min(left, right), (one + other) - one * other
-                here, there, place = here + (left <= right), there + (right <= left), place + 1
-            starts[row + 1] = place
-    return starts, united, united_strengths
-
-
-@numba.njit(**_EXACT)
-def multiply_scaled(
-    indptr: np.ndarray, columns: np.ndarray, strengths: np.ndarray, scales: np.ndarray, vector: np.ndarray
-) -> np.ndarray:
-    """A sparse table, each entry times the `scales` [n] of its row and column, times a vector: [n] float64.
-
-    Scaled on the way: the table in float64 would be as large as the graph.
-    """
-    product = np.empty(len(scales))
-    for row in range(len(scales)):
-        total = 0.0
-        for edge in range(indptr[row], indptr[row + 1]):
-            column = columns[edge]
-            total += strengths[edge] * scales[column] * scales[row] * vector[column]
-        product[row] = total
-    return product

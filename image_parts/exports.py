@@ -5,21 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from common.commit import atomic_file, write_bytes
-from common.mapped import return_freed_memory
+from common.mapped import release, return_freed_memory
 from common.neighbors import Neighbors
 from common.progress import Stopwatch
 from image_parts.features import Features
 from image_parts.records import ClusteredImages, Targets, cluster_name, printable
 from image_parts.scan import n_workers_of
 from image_parts.settings import ImageSettings
-from image_parts.sprites import load_thumbnails, square_sprite
+from image_parts.sprites import each_thumbnail, load_square_sprite
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +86,7 @@ def write_embedding_atlas(
             if writer is None:
                 writer = pq.ParquetWriter(file, table.schema, compression="zstd")
             writer.write_table(table)
+            release(pca)  # these rows lie anywhere in it
         if writer is not None:
             writer.close()
 
@@ -135,8 +136,9 @@ def write_projector(
     np.savetxt(lines, pca[rows[chosen]], fmt="%.5g", delimiter="\t")
     write_bytes(folder / "vectors.tsv", lines.getvalue().encode())
     write_bytes(folder / "metadata.tsv", _projector_metadata(clustered, chosen).encode())
-    sprite = square_sprite(_thumbnails(clustered, chosen, settings))
-    done, png = cv2.imencode(".png", cv2.cvtColor(sprite, cv2.COLOR_RGB2BGR))
+    sprite = load_square_sprite([clustered.records[row] for row in chosen], **_thumbnail_options(clustered, settings))
+    cv2.cvtColor(sprite, cv2.COLOR_RGB2BGR, dst=sprite)  # in its place: it may have 200 MB
+    done, png = cv2.imencode(".png", sprite)
     if not done:
         raise RuntimeError("OpenCV could not encode the sprite")
     write_bytes(folder / "sprite.png", png.tobytes())
@@ -169,8 +171,7 @@ def _atlas_table(
     if neighbors is not None:
         columns["neighbors"] = _neighbor_column(rows[part], first_image, neighbors)
     if len(clustered.records) <= _MAX_ATLAS_THUMBNAILS:
-        chosen = np.arange(len(clustered.records))[part]
-        jpegs = _encode_jpegs(_thumbnails(clustered, chosen, settings))
+        jpegs = _encode_jpegs(each_thumbnail(records, **_thumbnail_options(clustered, settings)))
         columns["image"] = pa.array(
             [{"bytes": jpeg, "path": record.shown_path} for jpeg, record in zip(jpegs, records, strict=True)],
             pa.struct({"bytes": pa.binary(), "path": pa.string()}),
@@ -192,16 +193,15 @@ def _neighbor_column(distinct: np.ndarray, first_image: np.ndarray, neighbors: N
     return pa.array(values, pa.struct({"ids": pa.list_(pa.int64()), "distances": pa.list_(pa.float64())}))
 
 
-def _thumbnails(clustered: ClusteredImages, chosen: np.ndarray, settings: ImageSettings) -> np.ndarray:
-    return load_thumbnails(
-        [clustered.records[row] for row in chosen],
-        size=settings.visualization.thumbnail_size,
-        value_range=clustered.value_range,
-        n_workers=n_workers_of(settings.model.num_workers),
-    )
+def _thumbnail_options(clustered: ClusteredImages, settings: ImageSettings) -> dict[str, Any]:
+    return {
+        "size": settings.visualization.thumbnail_size,
+        "value_range": clustered.value_range,
+        "n_workers": n_workers_of(settings.model.num_workers),
+    }
 
 
-def _encode_jpegs(thumbnails: np.ndarray) -> Iterator[bytes]:
+def _encode_jpegs(thumbnails: Iterable[np.ndarray]) -> Iterator[bytes]:
     import cv2
 
     for thumbnail in thumbnails:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -52,6 +52,37 @@ def load_thumbnails(
     An image that can no longer be read is an empty square with a cross; their number is logged.
     """
     thumbnails = np.empty((len(records), size, size, 3), np.uint8)
+    found = each_thumbnail(records, size=size, value_range=value_range, n_workers=n_workers, progress=progress)
+    for row, thumbnail in enumerate(found):
+        thumbnails[row] = thumbnail
+    return thumbnails
+
+
+def load_square_sprite(
+    records: Sequence[ImageRecord],
+    *,
+    size: int,
+    value_range: tuple[float, float] | None = None,
+    n_workers: int = 1,
+) -> np.ndarray:
+    """The thumbnails in one square, row first, as the TensorBoard projector wants: [m, m, 3] uint8 RGB."""
+    n_columns = math.ceil(math.sqrt(len(records)))
+    sprite = np.full((n_columns * size, n_columns * size, 3), PAPER, np.uint8)
+    cells = sprite.reshape(n_columns, size, n_columns, size, 3).swapaxes(1, 2)  # [row, column, s, s, 3]
+    for i, thumbnail in enumerate(each_thumbnail(records, size=size, value_range=value_range, n_workers=n_workers)):
+        cells[divmod(i, n_columns)] = thumbnail
+    return sprite
+
+
+def each_thumbnail(
+    records: Sequence[ImageRecord],
+    *,
+    size: int,
+    value_range: tuple[float, float] | None = None,
+    n_workers: int = 1,
+    progress: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yield the thumbnail of each record, [size, size, 3] uint8, decoded ahead; see `load_thumbnails`."""
     n_lost = 0
 
     def load(record: ImageRecord) -> np.ndarray | None:
@@ -65,13 +96,12 @@ def load_thumbnails(
         ThreadPoolExecutor(max(1, n_workers)) as pool,
         Progress(len(records), label="thumbnails", unit="images", enabled=progress) as shown,
     ):
-        for row, thumbnail in enumerate(pool.map(load, records)):
+        for thumbnail in pool.map(load, records):
             n_lost += thumbnail is None
-            thumbnails[row] = _crossed_square(size) if thumbnail is None else thumbnail
+            yield _crossed_square(size) if thumbnail is None else thumbnail
             shown.update(1)
     if n_lost:
         log.warning("%d of %d images could not be read for their thumbnails", n_lost, len(records))
-    return thumbnails
 
 
 def fit_square(pixels: np.ndarray, *, size: int) -> np.ndarray:
@@ -108,12 +138,6 @@ def pack_sprites(thumbnails: np.ndarray, *, max_bytes: int) -> SpriteSheets:
         size = max(_MACROBLOCK, size // 2)
         thumbnails = np.stack([fit_square(thumbnail, size=size) for thumbnail in thumbnails])
         log.info("thumbnails are shrunk to %d pixels to keep the page small", size)
-
-
-def square_sprite(thumbnails: np.ndarray) -> np.ndarray:
-    """Lay thumbnails [n, s, s, 3] out in one square, row first, as the TensorBoard projector wants: [m, m, 3] uint8."""
-    n_columns = math.ceil(math.sqrt(len(thumbnails)))
-    return _lay_out(thumbnails, n_columns=n_columns, n_rows=n_columns, cell=thumbnails.shape[1])
 
 
 def _estimate_bytes(thumbnails: np.ndarray, *, quality: int) -> float:

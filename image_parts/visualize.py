@@ -50,7 +50,8 @@ def draw_pictures(
     make_folder(viz_dir)
     points = choose_points(clustered, max_points=wanted.max_points)
     grid = choose_grid(clustered, n_samples=wanted.samples_per_cluster)
-    rows = np.unique(np.concatenate([points, *grid.values()]))
+    # Those of the scatter first: they are a part of the thumbnails, and no copy of theirs.
+    rows = np.concatenate([points, np.setdiff1d(np.concatenate([points, *grid.values()]), points)])
     thumbnails = load_thumbnails(
         [clustered.records[row] for row in rows],
         size=wanted.thumbnail_size,
@@ -58,12 +59,11 @@ def draw_pictures(
         n_workers=n_workers,
         progress=settings.progress,
     )
-    place = {int(row): i for i, row in enumerate(rows)}
     title = Path(settings.input_dir).name or "Images"
-    page = build_scatter(clustered, points, thumbnails[[place[int(row)] for row in points]], title=title)
+    page = build_scatter(clustered, points, thumbnails[: len(points)], title=title)
     paths = [
         write_scatter(page, viz_dir / SCATTER_NAME),
-        write_cluster_grid(viz_dir / GRID_NAME, clustered, grid, {row: thumbnails[i] for row, i in place.items()}),
+        write_cluster_grid(viz_dir / GRID_NAME, clustered, grid, dict(zip(rows.tolist(), thumbnails, strict=True))),
         draw_sizes(clustered, viz_dir / SIZES_NAME),
         draw_comparison(clustered, settings=settings, path=viz_dir / COMPARISON_NAME),
     ]

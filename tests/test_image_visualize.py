@@ -19,7 +19,7 @@ from image_parts.grids import caption, choose_grid, choose_samples
 from image_parts.records import NOISE, ClusteredImages, ImageRecord
 from image_parts.scatter_html import build_scatter, choose_points, cluster_color, write_scatter
 from image_parts.settings import ImageSettings
-from image_parts.sprites import fit_square, load_thumbnails, pack_sprites, square_sprite
+from image_parts.sprites import fit_square, load_square_sprite, load_thumbnails, pack_sprites
 from image_parts.visualize import draw_pictures
 from tests.browser import browser, collect, open_page, save_screenshot  # noqa: F401  (browser is a fixture)
 
@@ -97,10 +97,16 @@ def test_fitting_keeps_the_shape_and_fills_with_grey():
     assert fit_square(np.full((1, 900, 3), 9, np.uint8), size=16).shape == (16, 16, 3)
 
 
-def test_a_square_sprite_is_row_first():
-    sprite = square_sprite(flat_thumbnails(5, size=8))
+def test_a_square_sprite_is_row_first_and_grey_where_nothing_is(tmp_path):
+    names = [f"{i}.png" for i in range(5)]
+    for i, name in enumerate(names):
+        Image.new("RGB", (16, 16), (i, 0, 200)).save(tmp_path / name)
+    sprite = load_square_sprite(make_clustered([0] * 5, names=names, folder=tmp_path).records, size=8)
     assert sprite.shape == (24, 24, 3)
-    assert (sprite[0, 8] == flat_thumbnails(2)[1, 0, 0]).all() and (sprite[8, 0] == flat_thumbnails(4)[3, 0, 0]).all()
+    for i in range(5):
+        top, left = i // 3 * 8, i % 3 * 8
+        assert (sprite[top : top + 8, left : left + 8] == (i, 0, 200)).all()
+    assert (sprite[8:, 16:] == 244).all() and (sprite[16:] == 244).all()
 
 
 def test_an_image_that_cannot_be_read_any_more_is_crossed_out(tmp_path, caplog):

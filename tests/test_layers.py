@@ -17,11 +17,12 @@ COMMON_LAYERS = [
     "config", "progress", "commit", "mapped", "columns", "threads", "thrift", "parquet_footer", "plain_vectors",
     "shards", "shard_writer", "extended_shard", "outputs", "layers", "class_probs", "text_tables", "tables",
     "backend", "workers", "engine", "stage", "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init",
-    "kmeans", "vector_stream", "shard_kmeans", "vectors", "pca_file", "centroids", "cluster_ids",
-    "clustered_shards", "quality", "separation", "distance_sums", "silhouette", "best_scores", "neighbors", "cells",
-    "umap_steps", "umap_layout", "condensed_tree", "density", "pseudo_labels", "labeler", "class_cuts",
-    "dataset_table", "holdout", "pooled_head", "model_files", "pooling", "checkpoint", "encoder", "charts", "figures",
-    "report_data", "report", "cluster_samples", "cluster_report", "purity_report", "numba_cache", "cli",
+    "kmeans", "vector_stream", "shard_kmeans", "vectors", "pca_file", "centroids", "cluster_ids", "clustered_shards",
+    "quality", "separation", "distance_sums", "silhouette", "best_scores", "neighbors", "cells", "umap_steps",
+    "umap_graph", "lanczos", "spectral_start", "umap_layout", "condensed_tree", "density", "pseudo_labels", "labeler",
+    "class_cuts", "dataset_table", "holdout", "pooled_head", "model_files", "pooling", "checkpoint", "encoder",
+    "charts", "figures", "report_data", "report", "cluster_samples", "cluster_report", "purity_report", "numba_cache",
+    "cli",
 ]  # fmt: skip
 
 # Of the parts of one script none imports from those of another.

@@ -10,7 +10,9 @@ import pytest
 import common.umap_layout as layout
 import common.umap_steps as steps
 from common.density import embed_umap
+from common.mapped import mapped_matrix
 from common.neighbors import exact_neighbors
+from common.umap_graph import fuzzy_graph
 
 
 def clusters(n: int, *, spread: float) -> np.ndarray:
@@ -23,7 +25,7 @@ def clusters(n: int, *, spread: float) -> np.ndarray:
 def graph_of(vectors: np.ndarray, k: int = 9):
     found = exact_neighbors(vectors, k)
     indices = np.hstack([np.arange(len(vectors), dtype=np.int32)[:, None], found.indices])
-    return layout.fuzzy_graph(indices, np.hstack([np.zeros((len(vectors), 1), np.float32), found.distances]))
+    return fuzzy_graph(indices, np.hstack([np.zeros((len(vectors), 1), np.float32), found.distances]))
 
 
 @pytest.mark.parametrize(("spread", "n_components"), [(0.05, 5), (1.5, 10)])
@@ -102,56 +104,16 @@ def test_edges_are_due_when_sums_would_say_so(n_epochs):
     assert n_pulls == pytest.approx(samples.sum(), rel=0.2)
 
 
-def test_united_strengths_are_those_of_whole_tables():
-    from scipy.sparse import random_array
-
-    one, other = (random_array((80, 80), density=0.1, rng=seed, dtype=np.float32).tocsr() for seed in (1, 2))
-    parts = [array for table in (one, other) for array in (table.indptr, table.indices, table.data)]
-    for table in (one, other):
-        assert table.has_sorted_indices
-    starts, columns, strengths = steps.unite(*parts)
-    expected = (one + other - one.multiply(other)).tocsr()
-    expected.sort_indices()
-    assert np.array_equal(starts, expected.indptr) and np.array_equal(columns, expected.indices)
-    assert np.array_equal(strengths, expected.data)
-
-
-def test_a_scaled_table_multiplies_as_it_would_whole():
-    graph = graph_of(clusters(300, spread=1.0))
-    scales, vector = np.random.default_rng(0).random((2, 300))
-    whole = graph.astype(np.float64)
-    whole.data = graph.data * scales[graph.indices] * np.repeat(scales, np.diff(graph.indptr))
-    product = steps.multiply_scaled(graph.indptr, graph.indices, graph.data, scales, vector)
-    assert np.array_equal(product, whole @ vector)
-
-
 def test_a_seed_gives_the_same_bits_whatever_the_threads():
-    graph, vectors = graph_of(clusters(400, spread=1.0)), clusters(400, spread=1.0)
+    vectors = clusters(400, spread=1.0)
     options = {"n_components": 9, "min_dist": 0.1, "metric": "cosine", "n_epochs": 30, "random_state": 0}
     found = []
     for n_threads in (1, None):
         with layout.numba_threads(n_threads):
-            found.append(layout.lay_out([graph.copy()], vectors, **options))
+            found.append(layout.lay_out(graph_of(vectors), vectors, **options))
     assert np.array_equal(*found)
-    others = layout.lay_out([graph.copy()], vectors, **options | {"random_state": 1})
+    others = layout.lay_out(graph_of(vectors), vectors, **options | {"random_state": 1})
     assert not np.array_equal(found[0], others)
-
-
-def test_many_rows_start_where_few_would(monkeypatch):
-    """One part: the same eigenvectors, up to their signs. Several: each in a place of its own."""
-    graph, vectors = graph_of(clusters(1200, spread=1.0)), clusters(1200, spread=1.0)
-    few, many = (
-        find(graph.copy(), vectors, 5, np.random.RandomState(0), "cosine")
-        for find in (layout._spectral_of_few, layout._spectral_of_many)
-    )
-    cosines = np.sum(few * many, axis=0) / np.linalg.norm(few, axis=0) / np.linalg.norm(many, axis=0)
-    np.testing.assert_allclose(np.abs(cosines), 1.0, atol=1e-3)
-
-    monkeypatch.setattr(layout, "_FEW_ROWS", 100)
-    apart = clusters(1200, spread=0.05)
-    embedding = embed_umap(apart, n_components=3, n_neighbors=10, random_state=0, n_epochs=50)
-    assert np.isfinite(embedding).all()
-    assert np.array_equal(embedding, embed_umap(apart, n_components=3, n_neighbors=10, random_state=0, n_epochs=50))
 
 
 def test_rows_that_nothing_is_near_have_no_place():
@@ -160,9 +122,19 @@ def test_rows_that_nothing_is_near_have_no_place():
     indices = np.hstack([np.arange(300, dtype=np.int32)[:, None], found.indices])
     distances = np.hstack([np.zeros((300, 1), np.float32), found.distances])
     indices[indices == 17], indices[17, 1:], distances[17, 1:] = -1, -1, np.inf
-    graph = [layout.fuzzy_graph(indices, distances)]
+    graph = fuzzy_graph(indices, distances)
     embedding = layout.lay_out(
         graph, vectors, n_components=2, min_dist=0.1, metric="cosine", random_state=0, n_epochs=20
     )
-    assert graph == []  # it is not kept beside its edges
     assert np.isnan(embedding[17]).all() and np.isfinite(np.delete(embedding, 17, axis=0)).all()
+
+
+def test_rows_in_a_file_are_embedded_as_rows_in_memory(tmp_path):
+    """Edges, samples and schedule lie in files then, and their memory is given back part by part."""
+    rows = clusters(20_000, spread=1.5)
+    in_file = mapped_matrix(rows.shape, folder=tmp_path)
+    in_file[:] = rows
+    options = {"n_components": 2, "n_neighbors": 15, "random_state": 0, "n_epochs": 3}
+    start = np.random.default_rng(1).random((len(rows), 2)).astype(np.float32)
+    found = [embed_umap(of, **options, start=start) for of in (rows, in_file)]
+    assert np.array_equal(*found)

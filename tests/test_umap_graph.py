@@ -1,0 +1,113 @@
+"""The graph of UMAP, made and gone through some rows at a time: as scipy and umap-learn make it whole."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import common.umap_graph as graphs
+from common.mapped import mapped_matrix
+from common.neighbors import exact_neighbors
+from common.umap_graph import FuzzyGraph, ScaledPart, fuzzy_graph
+
+
+def neighbors_of(n: int, *, k: int = 9, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+    """Rows around 25 centres, and the nearest of each, itself first; with a small spread their graph has parts."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((25, 12))[rng.integers(25, size=n)] + spread * rng.standard_normal((n, 12))
+    found = exact_neighbors(vectors.astype(np.float32), k)
+    indices = np.hstack([np.arange(n, dtype=np.int32)[:, None], found.indices])
+    return indices, np.hstack([np.zeros((n, 1), np.float32), found.distances])
+
+
+@pytest.fixture(params=["in one go", "in parts"])
+def parts(request, monkeypatch):
+    """As many rows as the tests have, and far fewer, of which none is a part of the last."""
+    if request.param == "in parts":
+        monkeypatch.setattr(graphs, "_ROWS", 70)
+        monkeypatch.setattr(graphs, "_LEAST_TARGETS", 130)
+
+
+def test_a_graph_is_that_of_umap_learn(parts):
+    from umap.umap_ import fuzzy_simplicial_set
+
+    indices, distances = neighbors_of(1000)
+    indices[5, 3:], distances[5, 3:] = -1, np.inf  # fewer than were sought
+    indices[7, 1:], distances[7, 1:] = -1, np.inf
+    theirs = fuzzy_simplicial_set(
+        np.zeros((1000, 1)), 10, None, None, knn_indices=indices, knn_dists=distances, return_dists=False
+    )[0].tocsr()
+    theirs.sort_indices()
+    ours = fuzzy_graph(indices, distances)
+    assert np.array_equal(ours.indptr, theirs.indptr) and np.array_equal(ours.tails, theirs.indices)
+    assert np.array_equal(ours.strengths, theirs.data)
+    assert len(ours) == 1000 and not ours.is_alone[5]
+
+
+def test_a_graph_in_files_is_the_one_in_memory(tmp_path):
+    indices, distances = neighbors_of(40_000, k=9)
+    in_file = mapped_matrix(indices.shape, folder=tmp_path, dtype=np.int32)
+    in_file[:] = indices
+    ours, theirs = fuzzy_graph(in_file, distances), fuzzy_graph(indices, distances)
+    for name in ("indptr", "tails", "strengths"):
+        assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+    assert ours.connected_parts()[0] == theirs.connected_parts()[0]
+    least = float(np.median(theirs.strengths))
+    strong = ours.drop_weak_edges(least)
+    expected = theirs.to_scipy()
+    expected.data[expected.data < least] = 0
+    expected.eliminate_zeros()
+    assert np.array_equal(strong.tails, expected.indices) and np.array_equal(strong.indptr, expected.indptr)
+
+
+def test_a_row_without_neighbors_has_no_edge():
+    indices, distances = neighbors_of(300)
+    indices[indices == 17], indices[17, 1:], distances[17, 1:] = -1, -1, np.inf
+    graph = fuzzy_graph(indices, distances)
+    assert np.flatnonzero(graph.is_alone).tolist() == [17]
+    assert graph.sum_strengths()[17] == 0
+    assert 17 not in graph.tails
+
+
+def test_strengths_are_united_as_probabilities():
+    """Two rows, each the other's only neighbour: 1 + 1 - 1. A third one that only looks at the first: 1 + 0 - 0."""
+    indices = np.array([[0, 1], [1, 0], [2, 0]], np.int32)
+    distances = np.array([[0, 1], [0, 1], [0, 5]], np.float32)
+    graph = fuzzy_graph(indices, distances)
+    assert graph.to_scipy().toarray().tolist() == [[0, 1, 1], [1, 0, 0], [1, 0, 0]]
+    assert graph.strongest() == 1.0
+
+
+def test_weak_edges_go_and_the_least_stays(parts):
+    graph = FuzzyGraph(
+        np.array([0, 2, 3, 5]), np.array([1, 2, 0, 0, 1], np.int32), np.array([0.5, 0.1, 0.5, 0.1, 0.2], np.float32)
+    )
+    strong = graph.drop_weak_edges(0.2)
+    assert strong.indptr.tolist() == [0, 1, 2, 3]
+    assert strong.tails.tolist() == [1, 0, 1]
+    assert strong.strengths.tolist() == np.float32([0.5, 0.5, 0.2]).tolist()
+
+
+def test_parts_are_numbered_by_their_first_rows(parts):
+    from scipy.sparse.csgraph import connected_components
+
+    graph = fuzzy_graph(*neighbors_of(1200, spread=0.05))
+    n_parts, part_of = graph.connected_parts()
+    expected, labels = connected_components(graph.to_scipy(), directed=False)
+    assert n_parts == expected > 20
+    assert np.array_equal(part_of, labels)
+
+
+def test_a_part_multiplies_as_its_scaled_table_would(parts):
+    """Not the whole graph: every second part, whose rows stand between others."""
+    graph = fuzzy_graph(*neighbors_of(1200, spread=0.05))
+    n_parts, part_of = graph.connected_parts()
+    sums = graph.sum_strengths()
+    np.testing.assert_allclose(sums, np.asarray(graph.to_scipy().astype(np.float64).sum(axis=1)).ravel())
+    members = np.flatnonzero(part_of == n_parts // 2)
+    place_of = np.full(1200, -1, np.int32)
+    place_of[members] = np.arange(len(members))
+    vector = np.random.default_rng(0).standard_normal(len(members))
+    roots = np.sqrt(sums[members])
+    table = graph.to_scipy()[members][:, members].toarray() / roots / roots[:, None]
+    np.testing.assert_allclose(ScaledPart(graph, sums, members, place_of).multiply(vector), table @ vector, atol=1e-6)
