@@ -125,29 +125,32 @@ def run(
     return result
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is known of the images when they are clustered; the way there is not kept."""
+
+    clustered: ClusteredImages
+    pca: np.ndarray  # [u, p] float32
+    neighbors: Neighbors | None  # of distinct images, by their features
+    report: PurityReport | None
+
+
 def _compute(scanned: ScannedImages, settings: ImageSettings, input_dir: Path, output_dir: Path) -> Outcome:
     """The whole way from images to tables, report, pictures and exports."""
     features = extract_features(scanned, settings, progress=settings.progress)
     return_freed_memory()
-    backend = choose_backend(settings.acceleration.backend)
-    reduced, assignment = cluster_features(features, settings, backend=backend)
-    clustered = expand_to_images(features, assignment, place_in_space(reduced, settings, backend=backend))
     truth = _truth(features.records, settings, input_dir)
+    found = _cluster(features, settings)
+    clustered = found.clustered
     scores = compare_with_truth(clustered.labels, truth) if truth else None
     if scores:
         log.info(
             "true labels: %s", ", ".join(f"{name} {_brief(scores[name])}" for name in ("acc", "nmi", "ari", "purity"))
         )
 
-    return_freed_memory()
     begin_results(output_dir)
-    neighbors = None
-    if settings.purity.enabled or settings.exports.embedding_atlas:
-        neighbors = feature_neighbors(features.vectors, settings.purity, device=backend.device)
-    report = None
-    if settings.purity.enabled and neighbors is not None:
-        report = _measure(features, reduced.embedding, assignment.labels, clustered, neighbors, settings)
-        write_purity(report, scores, output_dir=output_dir)
+    if found.report:
+        write_purity(found.report, scores, output_dir=output_dir)
     write_bad_images(features.bad, output_dir=output_dir)
     write_tables(clustered, output_dir=output_dir, truth=truth.labels if truth else None)
     return_freed_memory()
@@ -155,9 +158,24 @@ def _compute(scanned: ScannedImages, settings: ImageSettings, input_dir: Path, o
         viz_dir = output_dir / settings.visualization.viz_dir
         draw_pictures(clustered, settings=settings, viz_dir=viz_dir, n_workers=n_workers_of(settings.model.num_workers))
     write_exports(
-        clustered, features=features, pca=reduced.pca, neighbors=neighbors, settings=settings, output_dir=output_dir
+        clustered, features=features, pca=found.pca, neighbors=found.neighbors, settings=settings, output_dir=output_dir
     )
-    return Outcome(clustered, features.bad, truth, _summarize(features, clustered, report, scores))
+    return Outcome(clustered, features.bad, truth, _summarize(features, clustered, found.report, scores))
+
+
+def _cluster(features: Features, settings: ImageSettings) -> Found:
+    """Reduce and cluster the features, and measure how pure the clusters are."""
+    backend = choose_backend(settings.acceleration.backend)
+    reduced, assignment = cluster_features(features, settings, backend=backend)
+    clustered = expand_to_images(features, assignment, place_in_space(reduced, settings, backend=backend))
+    return_freed_memory()
+    neighbors = None
+    if settings.purity.enabled or settings.exports.embedding_atlas:
+        neighbors = feature_neighbors(features.vectors, settings.purity, device=backend.device)
+    report = None
+    if settings.purity.enabled and neighbors is not None:
+        report = _measure(features, reduced.embedding, assignment.labels, clustered, neighbors, settings)
+    return Found(clustered, reduced.pca, neighbors, report)
 
 
 def _measure(

@@ -132,11 +132,15 @@ def cell_neighbors(
 
 
 def _take(points: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """The rows of `points` [n, d] in the order of `order` [n]; in a file, too, where they are in one."""
-    taken = matrix_beside(points, points.shape)
-    for rows, to in zip(pieces(order), pieces(taken), strict=True):
-        to[:] = points[rows]
-        release(points)
+    """The rows of `points` [n, d] in the order of `order` [n]; in a file, too, where they are in one.
+
+    They are read as they stand and written where they belong: of rows that are read anywhere, the system maps those
+    around them, too.
+    """
+    taken, places = matrix_beside(points, points.shape), np.argsort(order)
+    for rows, part in zip(pieces(places), pieces(points), strict=True):
+        taken[rows] = part
+        release(taken)
     return taken
 
 

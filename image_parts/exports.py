@@ -137,7 +137,8 @@ def write_projector(
     write_bytes(folder / "vectors.tsv", lines.getvalue().encode())
     write_bytes(folder / "metadata.tsv", _projector_metadata(clustered, chosen).encode())
     sprite = load_square_sprite([clustered.records[row] for row in chosen], **_thumbnail_options(clustered, settings))
-    cv2.cvtColor(sprite, cv2.COLOR_RGB2BGR, dst=sprite)  # in its place: it may have 200 MB
+    for line in sprite:  # it may have 200 MB, and OpenCV would copy all of it
+        line[:] = line[:, ::-1]
     done, png = cv2.imencode(".png", sprite)
     if not done:
         raise RuntimeError("OpenCV could not encode the sprite")
