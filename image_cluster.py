@@ -125,7 +125,7 @@ def run(
     return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Found:
     """What is known of the images when they are clustered; the way there is not kept."""
 

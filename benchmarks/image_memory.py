@@ -78,7 +78,7 @@ def whole_run(*, folder: str) -> Work:
 
 
 def memory_findings(costs: dict[int, Cost]) -> list[Finding]:
-    """Peaks of the whole run and growth of that of each step, from runs by their number of images, few first."""
+    """Peaks of the whole run and of each step, and their growth, from runs by their number of images, few first."""
     few, *_, many = costs
     added_rows = many - few
 
@@ -96,8 +96,13 @@ def memory_findings(costs: dict[int, Cost]) -> list[Finding]:
         Finding.at_most("bytes an image that the peak of a step grows by, the largest", max(steps.values()),
                         _FEATURE_BYTES),
         Finding.fact("the same as a share of the matrix's row", max(steps.values()) / _FEATURE_BYTES),
-        *(Finding.fact(f"bytes an image: {step}", added) for step, added in steps.items()),
+        *(Finding(f"{step}: bytes an image (MiB at the peak)", f"{added} ({_peaks(costs, step)})", "", "")
+          for step, added in steps.items()),
     ]  # fmt: skip
+
+
+def _peaks(costs: dict[int, Cost], step: str) -> str:
+    return ", ".join(f"{cost.result['steps'][step]:.0f}" for cost in costs.values())
 
 
 class _StepPeaks(logging.Handler):

@@ -43,23 +43,23 @@ def highest_eigenvectors(
 ) -> np.ndarray:
     """Return the eigenvectors of the `count` highest eigenvalues, the highest first: [n, count] float32, unit length.
 
-    `multiply` is a symmetric operator of [n] float64 with eigenvalues from -1 to 1. The basis of `n_vectors` (at most
-    n - 1) lies where `beside` does, in a file or in memory. An eigenpair is found when its residual is at most
-    `tolerance`; after `max_restarts` the best so far are returned, with a line in the log. Equal arguments give equal
-    bits. Raises ValueError unless there are more vectors than are asked for.
+    `multiply` is a symmetric operator of [n] float64 with eigenvalues from -1 to 1. The basis of `n_vectors` (more than
+    twice the count, and at most n - 1) lies where `beside` does, in a file or in memory. An eigenpair is found when its
+    residual is at most `tolerance`; after `max_restarts` the best so far are returned, with a warning. Equal arguments
+    give equal bits. Raises ValueError unless there are more vectors than are asked for.
     Sources: Wu and Simon, Thick-restart Lanczos method for large symmetric eigenvalue problems, SIAM J. Matrix Anal.
     Appl. 22 (2000); Saad, Chebyshev acceleration techniques, Math. Comp. 42 (1984).
     """
-    n_vectors = min(n_vectors, n - 1)
+    n_vectors = min(max(n_vectors, 2 * count + 1), n - 1)
     if not 0 < count < n_vectors:
         raise ValueError(f"{count} eigenvectors of {n} rows are asked for by {n_vectors} basis vectors")
     basis = _Basis(n_vectors + 1, n, beside=beside)
     search = _Search(multiply, basis, np.random.default_rng(0).standard_normal(n), count)
     if not search.run(_PLAIN_FILLS, tolerance):
-        lifted = _Lifted(multiply, above=search.lowest_wanted)
+        lifted = _Lifted(multiply, above=search.highest_unwanted)
         search = _Search(lifted.multiply, basis, search.best.sum(axis=1, dtype=np.float64), count, slope=lifted.slope)
         if not search.run(max_restarts, tolerance):
-            log.info("eigenvectors: the best after %d restarts are taken", max_restarts)
+            log.warning("eigenvectors: the best after %d restarts are taken", max_restarts)
     return search.best
 
 
@@ -116,6 +116,11 @@ class _Search:
     @property
     def lowest_wanted(self) -> float:
         return float(self._values[-self._count])
+
+    @property
+    def highest_unwanted(self) -> float:
+        """At or below the first eigenvalue that is not wanted, as what a basis shows of them always is."""
+        return float(self._values[-self._count - 1])
 
     def run(self, max_fills: int, tolerance: float) -> bool:
         """Fill the basis until all that are wanted are found; False where they are not, after `max_fills`."""

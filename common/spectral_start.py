@@ -15,12 +15,14 @@ import numpy as np
 from common.grouping import cluster_members
 from common.lanczos import highest_eigenvectors
 from common.mapped import matrix_beside, pieces
-from common.umap_graph import FuzzyGraph, ScaledPart
+from common.umap_graph import FuzzyGraph, ScaledGraph
 
 Share = Callable[[Callable[[], np.ndarray], np.random.RandomState], np.ndarray]
 
 # Up to here umap-learn's own start, of at most a hundred Lanczos vectors.
 FEW_ROWS = 10_000
+# Up to here the eigenvectors of a part are found from its whole table, in milliseconds.
+_FEW_IN_PART = 200
 # Of coordinates that reach from -10 to 10, so that equal rows part.
 _REACH, _NOISE = 10.0, 0.0001
 
@@ -73,7 +75,7 @@ def _spectral(
     """The spectral start, [n, dim] float32, with a little noise."""
     find = _spectral_of_few if len(graph) <= FEW_ROWS else _spectral_of_many
     places = find(graph, vectors, dim, random, metric)
-    expansion = _REACH / np.abs(places).max()
+    expansion = _REACH / max(places.max(), -places.min())
     noisy = np.empty(places.shape, np.float32)
     for part, to in zip(pieces(places), pieces(noisy), strict=True):
         to[:] = part * expansion
@@ -95,7 +97,6 @@ def _spectral_of_many(
 ) -> np.ndarray:
     """Eigenvectors of the graph; of each part of its own, around a place for the part, where it is not connected."""
     n_parts, part_of = graph.connected_parts()
-    sums = graph.sum_strengths()
     place_of = np.empty(len(graph), np.int32)  # in its part
     places = np.empty((len(graph), dim), np.float32)
     centers = _place_parts(vectors, n_parts, part_of, dim, random, metric) if n_parts > 1 else np.zeros((1, dim))
@@ -106,15 +107,19 @@ def _spectral_of_many(
         if len(members) < 2 * dim or len(members) <= dim + 2:
             offsets = random.uniform(-reach, reach, size=(len(members), dim))
         else:
-            offsets = _low_eigenvectors(ScaledPart(graph, sums, members, place_of), len(members), dim, graph.tails)
-            offsets *= reach / np.abs(offsets).max()
-        places[members] = centers[part] + offsets
+            offsets = _low_eigenvectors(graph if n_parts == 1 else graph.take(members, place_of), dim)
+            offsets *= reach / max(offsets.max(), -offsets.min())
+        offsets += centers[part].astype(offsets.dtype)  # in its place: sums would be as large again
+        places[members] = offsets
     return places
 
 
-def _low_eigenvectors(part: ScaledPart, n: int, dim: int, beside: np.ndarray) -> np.ndarray:
+def _low_eigenvectors(graph: FuzzyGraph, dim: int) -> np.ndarray:
     """The eigenvectors [n, dim] of the normalised Laplacian above the lowest, which is the sums alone."""
-    return highest_eigenvectors(part.multiply, n, dim + 1, beside=beside)[:, 1:]
+    operator = ScaledGraph(graph)
+    if len(graph) <= _FEW_IN_PART:
+        return np.linalg.eigh(operator.to_table())[1][:, -2 : -dim - 2 : -1]
+    return highest_eigenvectors(operator.multiply, len(graph), dim + 1, beside=graph.tails)[:, 1:]
 
 
 def _place_parts(

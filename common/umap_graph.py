@@ -89,6 +89,20 @@ class FuzzyGraph:
         first_rows, part_of = np.unique(_find_roots(roots), return_inverse=True)
         return len(first_rows), part_of.astype(np.int32)
 
+    def take(self, members: np.ndarray, place_of: np.ndarray) -> FuzzyGraph:
+        """The graph of some rows that no edge leaves: `members` [m], ascending, and `place_of` [n] each in them."""
+        indptr = np.zeros(len(members) + 1, np.int64)
+        np.cumsum(self.indptr[members + 1] - self.indptr[members], out=indptr[1:])
+        tails, strengths = (matrix_beside(self.tails, (int(indptr[-1]),), dtype=of) for of in (np.int32, np.float32))
+        part = FuzzyGraph(indptr, tails, strengths)
+        for rows in part.row_parts():
+            some = members[rows]
+            _copy_edges(
+                self.indptr, self.tails, self.strengths, some, place_of, int(indptr[rows.start]), tails, strengths
+            )
+            self.release_edges(slice(int(some[0]), int(some[-1]) + 1))
+        return part
+
     def to_scipy(self) -> csr_matrix:
         """The same as a table [n, n] float32 in memory."""
         from scipy.sparse import csr_matrix
@@ -96,26 +110,27 @@ class FuzzyGraph:
         return csr_matrix((self.strengths, self.tails, self.indptr), shape=(len(self), len(self)))
 
 
-class ScaledPart:
-    """Some rows of a graph that no edge leaves, as an operator: S[i, j] / sqrt(s[i] s[j]), where s sums the strengths.
+class ScaledGraph:
+    """A graph as an operator: S[i, j] / sqrt(s[i] s[j]), where s sums the strengths of each row; none may be alone.
 
     It is I - L of the normalised Laplacian L, which is never made: it would be as large as the graph.
     """
 
-    def __init__(self, graph: FuzzyGraph, sums: np.ndarray, members: np.ndarray, place_of: np.ndarray) -> None:
-        """`sums` [n] of all rows; `members` [m], ascending; `place_of` [n] int32 is where each of them stands in it."""
-        self._graph, self._members, self._place_of = graph, members.astype(np.int32), place_of
-        self._scales = 1.0 / np.sqrt(sums[members])
+    def __init__(self, graph: FuzzyGraph) -> None:
+        self._graph = graph
+        self._scales = 1.0 / np.sqrt(graph.sum_strengths())
 
     def multiply(self, vector: np.ndarray) -> np.ndarray:
-        """The operator times a vector [m]: [m] float64."""
+        """The operator times a vector [n]: [n] float64."""
         graph, scaled, product = self._graph, (vector * self._scales).astype(np.float32), np.empty(len(vector))
-        for start in range(0, len(product), _ROWS):
-            members, into = self._members[start : start + _ROWS], product[start : start + _ROWS]
-            _multiply_rows(graph.indptr, graph.tails, graph.strengths, members, self._place_of, scaled, into)
-            graph.release_edges(slice(int(members[0]), int(members[-1]) + 1))
+        for rows in graph.row_parts():
+            _multiply_rows(graph.indptr, graph.tails, graph.strengths, scaled, rows.start, rows.stop, product)
         product *= self._scales
         return product
+
+    def to_table(self) -> np.ndarray:
+        """The operator as a table [n, n] float64, for few rows."""
+        return self._graph.to_scipy().toarray() * self._scales * self._scales[:, None]
 
 
 def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> FuzzyGraph:
@@ -140,20 +155,21 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> FuzzyGraph:
 
 
 def _memberships(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The neighbours of each row, ascending, and how strongly it belongs to them: [n, k - 1]; n and 0 where none is."""
+    """The neighbours of each row, ascending, and how strongly it belongs to them: [n, k]; n where none is."""
     from umap.umap_ import compute_membership_strengths, smooth_knn_dist
 
     n, k = indices.shape
     distances = np.ascontiguousarray(distances, np.float32)
     scales, nearest = smooth_knn_dist(distances, float(k), local_connectivity=1.0)
     release(distances)
-    columns, strengths = matrix_beside(indices, (n, k - 1), dtype=np.int32), matrix_beside(indices, (n, k - 1))
+    columns, strengths = matrix_beside(indices, (n, k), dtype=np.int32), matrix_beside(indices, (n, k))
     for start in range(0, n, _ROWS):
-        rows = slice(start, start + _ROWS)
+        rows = slice(start, min(start + _ROWS, n))
         # As if these rows were others than their neighbours: their numbers in `indices` are not those in this part.
         of_rows = (part[rows] for part in (indices, distances, scales, nearest))
-        found = compute_membership_strengths(*of_rows, False, True)[2].reshape(-1, k)[:, 1:]  # without itself
-        near = np.where(found > 0, indices[rows, 1:], n)
+        found = compute_membership_strengths(*of_rows, False, True)[2].reshape(-1, k)
+        is_edge = (found > 0) & (indices[rows] != np.arange(rows.start, rows.stop)[:, None])
+        near = np.where(is_edge, indices[rows], n)
         order = np.argsort(near, axis=1, kind="stable")
         columns[rows] = np.take_along_axis(near, order, axis=1)
         strengths[rows] = np.take_along_axis(found, order, axis=1)
@@ -288,17 +304,34 @@ def _find_roots(roots: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(**_EXACT)
-def _multiply_rows(
+def _copy_edges(
     indptr: np.ndarray,
     tails: np.ndarray,
     strengths: np.ndarray,
     members: np.ndarray,
     place_of: np.ndarray,
+    place: int,
+    into_tails: np.ndarray,
+    into_strengths: np.ndarray,
+) -> None:
+    for row in members:
+        for edge in range(indptr[row], indptr[row + 1]):
+            into_tails[place], into_strengths[place] = place_of[tails[edge]], strengths[edge]
+            place += 1
+
+
+@numba.njit(**_EXACT)
+def _multiply_rows(
+    indptr: np.ndarray,
+    tails: np.ndarray,
+    strengths: np.ndarray,
     vector: np.ndarray,
+    first: int,
+    last: int,
     product: np.ndarray,
 ) -> None:
-    for place, row in enumerate(members):
+    for row in range(first, last):
         total = 0.0
         for edge in range(indptr[row], indptr[row + 1]):
-            total += strengths[edge] * vector[place_of[tails[edge]]]
-        product[place] = total
+            total += strengths[edge] * vector[tails[edge]]
+        product[row] = total

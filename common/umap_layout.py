@@ -60,6 +60,8 @@ def lay_out(
     from common.umap_steps import count_samples, run_epochs
 
     is_alone = graph.is_alone
+    if is_alone.all():
+        return np.full((len(graph), n_components), np.nan, np.float32)
     n_epochs = n_epochs or _usual_epochs(graph)
     graph = drop_unsampled(graph, n_epochs)
     random = check_random_state(random_state)

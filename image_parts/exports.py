@@ -134,6 +134,7 @@ def write_projector(
     chosen = np.linspace(0, len(clustered.records) - 1, n_points).astype(np.int64)
     lines = io.StringIO()
     np.savetxt(lines, pca[rows[chosen]], fmt="%.5g", delimiter="\t")
+    release(pca)
     write_bytes(folder / "vectors.tsv", lines.getvalue().encode())
     write_bytes(folder / "metadata.tsv", _projector_metadata(clustered, chosen).encode())
     sprite = load_square_sprite([clustered.records[row] for row in chosen], **_thumbnail_options(clustered, settings))

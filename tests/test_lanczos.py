@@ -71,6 +71,22 @@ def test_what_is_not_found_in_time_is_said(caplog):
     assert largest_angle(found, vectors[:, :4]) > 1e-4
 
 
+def walk_on_a_path(n: int) -> np.ndarray:
+    """Its eigenvalues are cos(pi k / (n - 1)): as many next to -1 as next to 1, and none far from the next."""
+    table = np.diag(np.ones(n - 1), 1)
+    table[0, 1] = table[n - 2, n - 1] = 2**-0.5
+    table[np.arange(1, n - 2), np.arange(2, n - 1)] = 0.5
+    return table + table.T
+
+
+@pytest.mark.parametrize(("n", "count"), [(60, 1), (60, 5), (200, 3), (400, 50)])
+def test_what_counts_as_found_has_the_residual_that_was_asked_for(n, count):
+    table = walk_on_a_path(n)
+    found = highest_eigenvectors(lambda vector: table @ vector, n, count, beside=table).astype(np.float64)
+    values = np.cos(np.pi * np.arange(count) / (n - 1))
+    assert np.abs(table @ found - found * values).max() < 2e-6
+
+
 @pytest.mark.parametrize("count", [0, 9, 10])
 def test_more_vectors_than_are_asked_for_are_needed(count):
     with pytest.raises(ValueError, match=f"{count} eigenvectors of 10 rows are asked for by 9"):

@@ -57,3 +57,10 @@ def test_many_rows_are_embedded_alike_each_time(spread, monkeypatch):
     embedding = embed_umap(vectors, **options)
     assert np.isfinite(embedding).all()
     assert np.array_equal(embedding, embed_umap(vectors, **options))
+
+
+def test_as_many_components_as_lanczos_vectors(monkeypatch):
+    monkeypatch.setattr(spectral, "FEW_ROWS", 100)
+    vectors = clusters(600, spread=1.0)
+    embedding = embed_umap(vectors, n_components=45, n_neighbors=10, random_state=0, n_epochs=11)
+    assert embedding.shape == (600, 45) and np.isfinite(embedding).all()

@@ -8,7 +8,7 @@ import pytest
 import common.umap_graph as graphs
 from common.mapped import mapped_matrix
 from common.neighbors import exact_neighbors
-from common.umap_graph import FuzzyGraph, ScaledPart, fuzzy_graph
+from common.umap_graph import FuzzyGraph, ScaledGraph, fuzzy_graph
 
 
 def neighbors_of(n: int, *, k: int = 9, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
@@ -98,16 +98,25 @@ def test_parts_are_numbered_by_their_first_rows(parts):
     assert np.array_equal(part_of, labels)
 
 
-def test_a_part_multiplies_as_its_scaled_table_would(parts):
-    """Not the whole graph: every second part, whose rows stand between others."""
+def test_a_part_is_a_graph_of_its_own_and_multiplies_as_its_table(parts):
+    """Its rows stand between those of others."""
     graph = fuzzy_graph(*neighbors_of(1200, spread=0.05))
     n_parts, part_of = graph.connected_parts()
-    sums = graph.sum_strengths()
-    np.testing.assert_allclose(sums, np.asarray(graph.to_scipy().astype(np.float64).sum(axis=1)).ravel())
     members = np.flatnonzero(part_of == n_parts // 2)
     place_of = np.full(1200, -1, np.int32)
     place_of[members] = np.arange(len(members))
+    part, expected = graph.take(members, place_of), graph.to_scipy()[members][:, members]
+    assert np.array_equal(part.to_scipy().toarray(), expected.toarray())
+    sums = np.asarray(expected.astype(np.float64).sum(axis=1)).ravel()
+    np.testing.assert_allclose(part.sum_strengths(), sums)
+    table = expected.toarray() / np.sqrt(sums) / np.sqrt(sums)[:, None]
     vector = np.random.default_rng(0).standard_normal(len(members))
-    roots = np.sqrt(sums[members])
-    table = graph.to_scipy()[members][:, members].toarray() / roots / roots[:, None]
-    np.testing.assert_allclose(ScaledPart(graph, sums, members, place_of).multiply(vector), table @ vector, atol=1e-6)
+    np.testing.assert_allclose(ScaledGraph(part).to_table(), table, rtol=1e-6)
+    np.testing.assert_allclose(ScaledGraph(part).multiply(vector), table @ vector, atol=1e-6)
+
+
+def test_a_row_is_not_its_own_neighbor_wherever_it_stands():
+    indices, distances = neighbors_of(300)
+    first, distances[5, 1] = fuzzy_graph(indices, distances), 0
+    indices[5, :2] = indices[5, 1::-1]
+    assert np.array_equal(fuzzy_graph(indices, distances).tails, first.tails)
