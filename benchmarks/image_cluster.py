@@ -32,41 +32,43 @@ PAGE = Page(
     "image_cluster",
     "image_cluster against the plain way",
     notes=(
-        "The purity step follows UMAP, which has loaded numba by then, so that is set-up here; a process of its own "
-        "would wait for it once, 0.3 s.",
+        "The purity step follows UMAP, which has loaded numba by then, so that is set-up here; a process of its "
+        "own would wait for it once, 0.3 s.",
         "",
-        "Earlier figures of the purity step, on the same machine, idle: 11.8x with the silhouette of all, 12.5x with "
-        "that of a sample of 10,000; and before that 9.3x with the silhouette of all, 7.6x with that of a sample of "
-        "10,000 (16.21 s against 1.75 and 2.14 s, two runs, with numba's loading in ours). Scores are now selected "
-        "tile by tile, in compiled code, while the tile is in the cache, and most pairs are ruled out by a bound in "
-        "64 directions before they are multiplied whole, where the features have such directions.",
+        "Earlier figures of the purity step, on the same machine, idle: 11.8x with the silhouette of all, 12.5x "
+        "with that of a sample of 10,000; and before that 9.3x with the silhouette of all, 7.6x with that of a "
+        "sample of 10,000 (16.21 s against 1.75 and 2.14 s, two runs, with numba's loading in ours). Scores are "
+        "now selected tile by tile, in compiled code, while the tile is in the cache, and most pairs are ruled "
+        "out by a bound in 64 directions before they are multiplied whole, where the features have such "
+        "directions.",
         "",
-        "Features to verdict was 3.6x before (57.7 s against 16.0 s; processor seconds 3.8x), when other work began "
-        "on the machine in the midst of it.",
+        "Features to verdict was 3.6x before (57.7 s against 16.0 s; processor seconds 3.8x), when other work "
+        "began on the machine in the midst of it.",
         "",
-        "Memory is that of the command itself, from the scan of the folder to the sorted files, on images of 8 x 8 "
-        "pixels with a label each, whose features lie in the cache. Flat is meant of the whole run, as everywhere "
-        "here: no more than a quarter more where there are ten times as many rows, sixteen times here. The feature "
-        "matrix, 1,536 bytes a row, is there once, in a file that steps go through part by part (common/mapped.py): "
-        "it is in the page cache of the system, which gives it up when memory is short, and never as a whole in the "
-        "process. The table tells, too, what comes out where it is counted as if it were. Pictures and exports, of a "
-        "number of images that is limited, take most.",
+        "Memory is that of the command itself, from the scan of the folder to the sorted files, on images of 8 x "
+        "8 pixels with a label each, whose features lie in the cache, and with all that numba compiles compiled "
+        "before. The feature matrix, 1,536 bytes a row, is there once, in a file that steps go through part by "
+        "part (common/mapped.py): it is in the page cache of the system, which gives it up when memory is short, "
+        "and never as a whole in the process. So are the vectors of the PCA, the candidates for neighbours and "
+        "the neighbours, UMAP's graph, when its edges are drawn next, and the basis by which its start is found. "
+        "The table tells, too, what comes out where the matrix is counted as if it were in memory. The sprite of "
+        "the projector, of at most 10,000 images, takes most. Flat is read as everywhere here, no more than a "
+        "quarter more at ten times the rows; it is a twentieth more at sixteen times.",
         "",
-        "Literally flat no step can be: a graph of neighbours, an embedding, a tree and a name have a row for each "
-        "image. That is told by step, and all of it is below the matrix's own row. In reduction most is there while "
-        "the start is found: 40 vectors of 8 bytes, the graph, 21 edges of 8 bytes, and the eigenvectors; then 2 "
-        "bytes an edge for when it is drawn next (24 before: two sums and a period, which now follow from its "
-        "strength, with the same embeddings bit for bit). PCA vectors, the 68 candidates for neighbours and the "
-        "neighbours lie in files as the matrix does. In clustering it is HDBSCAN, whose neighbours and tree take some"
-        " 600 bytes. Names, hashes, labels and coordinates take some 150. A step counts what those before it have "
-        "freed and the allocators have kept, which is most of what purity and the steps after it show: alone in a "
-        "process, its neighbours took 199, 206 and 204 MiB in all with 12,500, 50,000 and 100,000 rows.",
+        "A step's own growth is what has a row for each image and is looked at in any order: the embedding and "
+        "its random generators, the vectors that the start is made of, the names, hashes and labels; and "
+        "HDBSCAN's neighbours and tree, some 600 bytes, which are that package's and will be the peak of runs of "
+        "many more images. A step counts what those before it have freed and the allocators have kept.",
+        "",
+        "Before, the whole run took 922, 917 and 1,022 MiB, and reduction grew by 1,205 bytes a row: 40 Lanczos "
+        "vectors and the graph were in memory, and a view of one column kept every table of scores by which the "
+        "search for neighbours judges itself. The projector's sprite was there three times. Growth before that, "
+        "from 12,500 to 50,000 images: reduction 1,461 bytes a row, files 850, clustering 808, purity 796; and "
+        "before that files 2,443, clustering 2,041, reduction 1,539, scan 1,168.",
         "",
         "Beyond 50,000 images neighbours are sought in cells: of 100,000 x 50, 99.9% of them in 5.3 s of the "
         "processor, where comparing all takes 18.2 s, and NN-descent 76.6 s and 440 MiB more. With NN-descent, "
-        "reduction alone had taken 1,100 MiB with 200,000 images before its graph was done. Growth before, from "
-        "12,500 to 50,000 images: reduction 1,461 bytes a row, files 850, clustering 808, purity 796; and before that"
-        " files 2,443, clustering 2,041, reduction 1,539, scan 1,168.",
+        "reduction alone had taken 1,100 MiB with 200,000 images before its graph was done.",
     ),
 )
 

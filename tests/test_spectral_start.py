@@ -7,21 +7,7 @@ import pytest
 
 import common.spectral_start as spectral
 from common.density import embed_umap
-from common.neighbors import exact_neighbors
-from common.umap_graph import fuzzy_graph
-
-
-def clusters(n: int, *, spread: float, n_centers: int = 25) -> np.ndarray:
-    """Rows of 12 dimensions around some centres; with a small spread their graph falls into parts."""
-    rng = np.random.default_rng(0)
-    centers = rng.standard_normal((n_centers, 12))
-    return (centers[rng.integers(n_centers, size=n)] + spread * rng.standard_normal((n, 12))).astype(np.float32)
-
-
-def graph_of(vectors: np.ndarray, k: int = 9):
-    found = exact_neighbors(vectors, k)
-    indices = np.hstack([np.arange(len(vectors), dtype=np.int32)[:, None], found.indices])
-    return fuzzy_graph(indices, np.hstack([np.zeros((len(vectors), 1), np.float32), found.distances]))
+from tests.near_rows import clusters, graph_of
 
 
 def test_many_rows_start_where_few_would():

@@ -7,17 +7,8 @@ import pytest
 
 import common.umap_graph as graphs
 from common.mapped import mapped_matrix
-from common.neighbors import exact_neighbors
 from common.umap_graph import FuzzyGraph, ScaledGraph, fuzzy_graph
-
-
-def neighbors_of(n: int, *, k: int = 9, spread: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-    """Rows around 25 centres, and the nearest of each, itself first; with a small spread their graph has parts."""
-    rng = np.random.default_rng(0)
-    vectors = rng.standard_normal((25, 12))[rng.integers(25, size=n)] + spread * rng.standard_normal((n, 12))
-    found = exact_neighbors(vectors.astype(np.float32), k)
-    indices = np.hstack([np.arange(n, dtype=np.int32)[:, None], found.indices])
-    return indices, np.hstack([np.zeros((n, 1), np.float32), found.distances])
+from tests.near_rows import clusters, graph_of, neighbors_of
 
 
 @pytest.fixture(params=["in one go", "in parts"])
@@ -31,7 +22,7 @@ def parts(request, monkeypatch):
 def test_a_graph_is_that_of_umap_learn(parts):
     from umap.umap_ import fuzzy_simplicial_set
 
-    indices, distances = neighbors_of(1000)
+    indices, distances = neighbors_of(clusters(1000, spread=1.0))
     indices[5, 3:], distances[5, 3:] = -1, np.inf  # fewer than were sought
     indices[7, 1:], distances[7, 1:] = -1, np.inf
     theirs = fuzzy_simplicial_set(
@@ -45,7 +36,7 @@ def test_a_graph_is_that_of_umap_learn(parts):
 
 
 def test_a_graph_in_files_is_the_one_in_memory(tmp_path):
-    indices, distances = neighbors_of(40_000, k=9)
+    indices, distances = neighbors_of(clusters(40_000, spread=1.0))
     in_file = mapped_matrix(indices.shape, folder=tmp_path, dtype=np.int32)
     in_file[:] = indices
     ours, theirs = fuzzy_graph(in_file, distances), fuzzy_graph(indices, distances)
@@ -61,7 +52,7 @@ def test_a_graph_in_files_is_the_one_in_memory(tmp_path):
 
 
 def test_a_row_without_neighbors_has_no_edge():
-    indices, distances = neighbors_of(300)
+    indices, distances = neighbors_of(clusters(300, spread=1.0))
     indices[indices == 17], indices[17, 1:], distances[17, 1:] = -1, -1, np.inf
     graph = fuzzy_graph(indices, distances)
     assert np.flatnonzero(graph.is_alone).tolist() == [17]
@@ -91,7 +82,7 @@ def test_weak_edges_go_and_the_least_stays(parts):
 def test_parts_are_numbered_by_their_first_rows(parts):
     from scipy.sparse.csgraph import connected_components
 
-    graph = fuzzy_graph(*neighbors_of(1200, spread=0.05))
+    graph = graph_of(clusters(1200, spread=0.05))
     n_parts, part_of = graph.connected_parts()
     expected, labels = connected_components(graph.to_scipy(), directed=False)
     assert n_parts == expected > 20
@@ -100,7 +91,7 @@ def test_parts_are_numbered_by_their_first_rows(parts):
 
 def test_a_part_is_a_graph_of_its_own_and_multiplies_as_its_table(parts):
     """Its rows stand between those of others."""
-    graph = fuzzy_graph(*neighbors_of(1200, spread=0.05))
+    graph = graph_of(clusters(1200, spread=0.05))
     n_parts, part_of = graph.connected_parts()
     members = np.flatnonzero(part_of == n_parts // 2)
     place_of = np.full(1200, -1, np.int32)
@@ -116,7 +107,7 @@ def test_a_part_is_a_graph_of_its_own_and_multiplies_as_its_table(parts):
 
 
 def test_a_row_is_not_its_own_neighbor_wherever_it_stands():
-    indices, distances = neighbors_of(300)
+    indices, distances = neighbors_of(clusters(300, spread=1.0))
     first, distances[5, 1] = fuzzy_graph(indices, distances), 0
     indices[5, :2] = indices[5, 1::-1]
     assert np.array_equal(fuzzy_graph(indices, distances).tails, first.tails)

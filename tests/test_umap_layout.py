@@ -13,19 +13,7 @@ from common.density import embed_umap
 from common.mapped import mapped_matrix
 from common.neighbors import exact_neighbors
 from common.umap_graph import fuzzy_graph
-
-
-def clusters(n: int, *, spread: float) -> np.ndarray:
-    """Rows of 12 dimensions around 25 centres; with a small spread their graph falls into parts."""
-    rng = np.random.default_rng(0)
-    centers = rng.standard_normal((25, 12))
-    return (centers[rng.integers(25, size=n)] + spread * rng.standard_normal((n, 12))).astype(np.float32)
-
-
-def graph_of(vectors: np.ndarray, k: int = 9):
-    found = exact_neighbors(vectors, k)
-    indices = np.hstack([np.arange(len(vectors), dtype=np.int32)[:, None], found.indices])
-    return fuzzy_graph(indices, np.hstack([np.zeros((len(vectors), 1), np.float32), found.distances]))
+from tests.near_rows import clusters, graph_of, neighbors_of
 
 
 @pytest.mark.parametrize(("spread", "n_components"), [(0.05, 5), (1.5, 10)])
@@ -118,9 +106,7 @@ def test_a_seed_gives_the_same_bits_whatever_the_threads():
 
 def test_rows_that_nothing_is_near_have_no_place():
     vectors = clusters(300, spread=1.0)
-    found = exact_neighbors(vectors, 9)
-    indices = np.hstack([np.arange(300, dtype=np.int32)[:, None], found.indices])
-    distances = np.hstack([np.zeros((300, 1), np.float32), found.distances])
+    indices, distances = neighbors_of(vectors)
     indices[indices == 17], indices[17, 1:], distances[17, 1:] = -1, -1, np.inf
     graph = fuzzy_graph(indices, distances)
     embedding = layout.lay_out(
