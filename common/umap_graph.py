@@ -1,6 +1,6 @@
 """The graph that UMAP lays out: how strongly each row belongs to its neighbours, or they to it; edges lie in files.
 
-    graph = fuzzy_graph(indices, distances)      # up to rounding none, what umap-learn makes of the same neighbours
+    graph = fuzzy_graph(indices, distances)      # bit for bit what umap-learn makes of them
     graph.tails[graph.indptr[i] : graph.indptr[i + 1]]
 
 An edge takes eight bytes, and a row has some twenty, which is more than its embedding takes. So edges lie where the
@@ -45,21 +45,17 @@ class FuzzyGraph:
         """Whether a row has no edge: [n] bool."""
         return np.diff(self.indptr) == 0
 
-    def row_parts(self, n_rows: int = _ROWS) -> Iterator[slice]:
-        """All rows, `n_rows` at a time; the memory of their edges is given back after them."""
-        for start in range(0, len(self), n_rows):
-            rows = slice(start, min(start + n_rows, len(self)))
+    def row_parts(self) -> Iterator[slice]:
+        """All rows, some at a time; the memory of their edges is given back after them."""
+        for start in range(0, len(self), _ROWS):
+            rows = slice(start, min(start + _ROWS, len(self)))
             yield rows
             self.release_edges(rows)
 
-    def edges_of(self, rows: slice) -> slice:
-        """Where the edges of some rows are."""
-        return slice(int(self.indptr[rows.start]), int(self.indptr[rows.stop]))
-
-    def release_edges(self, rows: slice, *others: np.ndarray) -> None:
-        """Give back the memory of the edges of some rows, and of `others` [m] that go with the edges."""
-        for of_edges in (self.tails, self.strengths, *others):
-            release(of_edges[self.edges_of(rows)])
+    def release_edges(self, rows: slice) -> None:
+        """Give back the memory of the edges of some rows."""
+        for of_edges in (self.tails, self.strengths):
+            release(of_edges[self.indptr[rows.start] : self.indptr[rows.stop]])
 
     def drop_weak_edges(self, least: float) -> FuzzyGraph:
         """The edges of at least this strength, which take the places of all; this graph is not to be used again."""
@@ -141,17 +137,17 @@ def fuzzy_graph(indices: np.ndarray, distances: np.ndarray) -> FuzzyGraph:
     """
     columns, strengths = _memberships(indices, distances)
     n, k = columns.shape
-    indptr = np.zeros(n + 1, np.int64)
     tails, united = (matrix_beside(indices, (2 * n * k,), dtype=kind) for kind in (np.int32, np.float32))
+    graph = FuzzyGraph(np.zeros(n + 1, np.int64), tails, united)  # with room for as many edges as there can be
     step = max(_LEAST_TARGETS, -(-n // _MOST_PASSES))
     for start in range(0, n, step):
         rows = slice(start, min(start + step, n))
         incoming = _incoming_edges(columns, strengths, rows)
-        _unite_rows(columns, strengths, *incoming, start, indptr, tails, united)
-        for used in (columns[rows], strengths[rows], tails[indptr[start] : indptr[rows.stop]]):
-            release(used)
-        release(united[indptr[start] : indptr[rows.stop]])
-    return FuzzyGraph(indptr, tails[: indptr[-1]], united[: indptr[-1]])
+        _unite_rows(columns, strengths, *incoming, start, graph.indptr, tails, united)
+        graph.release_edges(rows)
+        for used in (columns, strengths):
+            release(used[rows])
+    return FuzzyGraph(graph.indptr, tails[: graph.indptr[-1]], united[: graph.indptr[-1]])
 
 
 def _memberships(indices: np.ndarray, distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

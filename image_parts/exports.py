@@ -16,10 +16,10 @@ from common.mapped import release, return_freed_memory
 from common.neighbors import Neighbors
 from common.progress import Stopwatch
 from image_parts.features import Features
-from image_parts.records import ClusteredImages, Targets, cluster_name, printable
+from image_parts.records import ClusteredImages, ImageRecord, Targets, cluster_name, printable
 from image_parts.scan import n_workers_of
 from image_parts.settings import ImageSettings
-from image_parts.sprites import each_thumbnail, load_square_sprite
+from image_parts.sprites import each_thumbnail, square_sprite
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -137,7 +137,8 @@ def write_projector(
     release(pca)
     write_bytes(folder / "vectors.tsv", lines.getvalue().encode())
     write_bytes(folder / "metadata.tsv", _projector_metadata(clustered, chosen).encode())
-    sprite = load_square_sprite([clustered.records[row] for row in chosen], **_thumbnail_options(clustered, settings))
+    thumbnails = _thumbnails([clustered.records[row] for row in chosen], clustered, settings)
+    sprite = square_sprite(thumbnails, count=len(chosen), size=size)
     for line in sprite:  # it may have 200 MB, and OpenCV would copy all of it
         line[:] = line[:, ::-1]
     done, png = cv2.imencode(".png", sprite)
@@ -173,7 +174,7 @@ def _atlas_table(
     if neighbors is not None:
         columns["neighbors"] = _neighbor_column(rows[part], first_image, neighbors)
     if len(clustered.records) <= _MAX_ATLAS_THUMBNAILS:
-        jpegs = _encode_jpegs(each_thumbnail(records, **_thumbnail_options(clustered, settings)))
+        jpegs = _encode_jpegs(_thumbnails(records, clustered, settings))
         columns["image"] = pa.array(
             [{"bytes": jpeg, "path": record.shown_path} for jpeg, record in zip(jpegs, records, strict=True)],
             pa.struct({"bytes": pa.binary(), "path": pa.string()}),
@@ -195,12 +196,15 @@ def _neighbor_column(distinct: np.ndarray, first_image: np.ndarray, neighbors: N
     return pa.array(values, pa.struct({"ids": pa.list_(pa.int64()), "distances": pa.list_(pa.float64())}))
 
 
-def _thumbnail_options(clustered: ClusteredImages, settings: ImageSettings) -> dict[str, Any]:
-    return {
-        "size": settings.visualization.thumbnail_size,
-        "value_range": clustered.value_range,
-        "n_workers": n_workers_of(settings.model.num_workers),
-    }
+def _thumbnails(
+    records: Sequence[ImageRecord], clustered: ClusteredImages, settings: ImageSettings
+) -> Iterator[np.ndarray]:
+    return each_thumbnail(
+        records,
+        size=settings.visualization.thumbnail_size,
+        value_range=clustered.value_range,
+        n_workers=n_workers_of(settings.model.num_workers),
+    )
 
 
 def _encode_jpegs(thumbnails: Iterable[np.ndarray]) -> Iterator[bytes]:

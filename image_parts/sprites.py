@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -58,18 +58,15 @@ def load_thumbnails(
     return thumbnails
 
 
-def load_square_sprite(
-    records: Sequence[ImageRecord],
-    *,
-    size: int,
-    value_range: tuple[float, float] | None = None,
-    n_workers: int = 1,
-) -> np.ndarray:
-    """The thumbnails in one square, row first, as the TensorBoard projector wants: [m, m, 3] uint8 RGB."""
-    n_columns = math.ceil(math.sqrt(len(records)))
+def square_sprite(thumbnails: Iterable[np.ndarray], *, count: int, size: int) -> np.ndarray:
+    """Lay `count` thumbnails [size, size, 3] out in one square as they come, row first: [m, m, 3] uint8 RGB.
+
+    As the TensorBoard projector wants them; none is kept beside the square.
+    """
+    n_columns = math.ceil(math.sqrt(count))
     sprite = np.full((n_columns * size, n_columns * size, 3), PAPER, np.uint8)
-    cells = sprite.reshape(n_columns, size, n_columns, size, 3).swapaxes(1, 2)  # [row, column, s, s, 3]
-    for i, thumbnail in enumerate(each_thumbnail(records, size=size, value_range=value_range, n_workers=n_workers)):
+    cells = sprite.reshape(n_columns, size, n_columns, size, 3).swapaxes(1, 2)  # [row, column, size, size, 3]
+    for i, thumbnail in enumerate(thumbnails):
         cells[divmod(i, n_columns)] = thumbnail
     return sprite
 

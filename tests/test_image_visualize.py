@@ -15,11 +15,12 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 
+from image_parts.exports import write_projector
 from image_parts.grids import caption, choose_grid, choose_samples
 from image_parts.records import NOISE, ClusteredImages, ImageRecord
 from image_parts.scatter_html import build_scatter, choose_points, cluster_color, write_scatter
 from image_parts.settings import ImageSettings
-from image_parts.sprites import fit_square, load_square_sprite, load_thumbnails, pack_sprites
+from image_parts.sprites import fit_square, load_thumbnails, pack_sprites, square_sprite
 from image_parts.visualize import draw_pictures
 from tests.browser import browser, collect, open_page, save_screenshot  # noqa: F401  (browser is a fixture)
 
@@ -97,16 +98,27 @@ def test_fitting_keeps_the_shape_and_fills_with_grey():
     assert fit_square(np.full((1, 900, 3), 9, np.uint8), size=16).shape == (16, 16, 3)
 
 
-def test_a_square_sprite_is_row_first_and_grey_where_nothing_is(tmp_path):
-    names = [f"{i}.png" for i in range(5)]
-    for i, name in enumerate(names):
-        Image.new("RGB", (16, 16), (i, 0, 200)).save(tmp_path / name)
-    sprite = load_square_sprite(make_clustered([0] * 5, names=names, folder=tmp_path).records, size=8)
+def test_a_square_sprite_is_row_first_and_grey_where_nothing_is():
+    thumbnails = flat_thumbnails(5, size=8)
+    sprite = square_sprite(iter(thumbnails), count=5, size=8)
     assert sprite.shape == (24, 24, 3)
-    for i in range(5):
+    for i, thumbnail in enumerate(thumbnails):
         top, left = i // 3 * 8, i % 3 * 8
-        assert (sprite[top : top + 8, left : left + 8] == (i, 0, 200)).all()
-    assert (sprite[8:, 16:] == 244).all() and (sprite[16:] == 244).all()
+        assert (sprite[top : top + 8, left : left + 8] == thumbnail).all()
+    assert (sprite[8:16, 16:] == 244).all() and (sprite[16:] == 244).all()
+
+
+def test_the_projector_shows_colours_as_they_are(tmp_path):
+    """OpenCV writes blue first; digits are grey and would not show it."""
+    for name, color in (("red.png", (250, 10, 0)), ("blue.png", (0, 10, 250))):
+        Image.new("RGB", (16, 16), color).save(tmp_path / name)
+    clustered = make_clustered([0, 0], names=["red.png", "blue.png"], folder=tmp_path)
+    settings = ImageSettings.model_validate({"visualization": {"thumbnail_size": 16}})
+    write_projector(
+        clustered, rows=np.arange(2), pca=np.zeros((2, 3), np.float32), settings=settings, folder=tmp_path / "projector"
+    )
+    with Image.open(tmp_path / "projector" / "sprite.png") as sprite:
+        assert sprite.getpixel((8, 8)) == (250, 10, 0) and sprite.getpixel((24, 8)) == (0, 10, 250)
 
 
 def test_an_image_that_cannot_be_read_any_more_is_crossed_out(tmp_path, caplog):
