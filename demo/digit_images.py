@@ -9,6 +9,7 @@ The files of every folder have the same names (0001.png, 0002.png, …), as came
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from pathlib import Path
 
@@ -31,7 +32,10 @@ DIGIT_VALUES: dict[str, dict[str, object]] = {
 
 
 def write_digit_images(folder: Path) -> int:
-    """Write every digit as folder/<digit>/<number within it>.png; returns how many."""
+    """Write every digit as folder/<digit>/<number within it>.png, unless it is there; returns how many there are.
+
+    A file that is written again has another time, and sorting it would be another plan than the one that was done.
+    """
     from PIL import Image
     from sklearn.datasets import load_digits
 
@@ -41,7 +45,10 @@ def write_digit_images(folder: Path) -> int:
         counts[digit] += 1
         path = folder / str(digit) / f"{counts[digit]:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(path)  # 0 … 16 in the data set
+        png = io.BytesIO()
+        Image.fromarray((pixels * (255 / 16)).round().astype("uint8")).save(png, "PNG")  # 0 … 16 in the data set
+        if not path.exists() or path.read_bytes() != png.getvalue():
+            write_bytes(path, png.getvalue())
     return len(digits.target)
 
 
