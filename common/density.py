@@ -6,8 +6,8 @@
     tree = single_linkage_tree(embedding, min_samples=10)          # dear, once
     labels, probabilities = cut_tree(tree, min_cluster_size=50)    # cheap, for every setting
 
-HDBSCAN is that of the hdbscan package or of cuML, whose `min_samples` leaves the point itself out. scikit-learn's
-counts it in, so it is no stand-in for them.
+HDBSCAN is ours, from an exact tree, with clusters chosen by the hdbscan package, or cuML's; `min_samples` leaves the
+point itself out, as both packages have it. scikit-learn's counts it in, so it is no stand-in for them.
 """
 
 from __future__ import annotations
@@ -177,22 +177,16 @@ def cluster_hdbscan(
 def single_linkage_tree(vectors: np.ndarray, *, min_samples: int) -> LinkageTree:
     """Build HDBSCAN's single-linkage tree of vectors [n, d], the part that depends on `min_samples` alone.
 
-    Raises UserError if min_samples is below 1 or a value is not finite.
+    Raises UserError if min_samples is below 1, a value is not finite or a squared distance would not be.
     """
     _check_min_samples(min_samples)
     _check_finite(vectors)
     n = len(vectors)
     if n < 2:
         return LinkageTree(np.zeros((0, 4)), n)
-    import hdbscan
+    from common.single_linkage import single_linkage
 
-    # The package's function for everything; the flat clustering that it also makes costs little beside the tree, and
-    # nothing at the peak of memory. One job: its processes cost more than they save here, and must not be started
-    # inside a worker.
-    parts = hdbscan.hdbscan(
-        vectors.astype(np.float64), min_cluster_size=n, min_samples=min_samples, metric="euclidean", core_dist_n_jobs=1
-    )
-    return LinkageTree(parts[4], n)
+    return LinkageTree(single_linkage(vectors, min_samples=min_samples), n)
 
 
 def cut_tree(
@@ -202,9 +196,10 @@ def cut_tree(
     cluster_selection_epsilon: float = 0.0,
     cluster_selection_method: SelectionMethod = "eom",
 ) -> Clusters:
-    """Cut a tree into flat clusters; equal to a direct fit of hdbscan.HDBSCAN with the same settings.
+    """Cut a tree into flat clusters; equal to a direct fit of hdbscan.HDBSCAN(approx_min_span_tree=False, ...).
 
-    Cuts of one `min_cluster_size` share its condensed tree. Raises UserError for values out of range.
+    But where distances are equal: rows on a border may then fall to either side. Cuts of one `min_cluster_size` share
+    its condensed tree. Raises UserError for values out of range.
     """
     _check_cut(min_cluster_size, cluster_selection_epsilon, cluster_selection_method)
     if tree.n_rows < max(2, min_cluster_size):

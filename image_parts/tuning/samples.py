@@ -33,8 +33,8 @@ _ROOT = Path(__file__).resolve().parents[2]
 _CODE = (
     "common/vectors.py", "common/neighbors.py", "common/best_scores.py", "common/cells.py", "common/grouping.py",
     "common/kmeans.py", "common/kmeans_init.py", "common/kmeans_steps.py", "common/umap_graph.py", "common/lanczos.py",
-    "common/spectral_start.py", "common/umap_layout.py", "common/umap_steps.py", "common/density.py",
-    "image_parts/pipeline.py",
+    "common/spectral_start.py", "common/umap_layout.py", "common/umap_steps.py", "common/kd_tree.py",
+    "common/single_linkage.py", "common/density.py", "image_parts/pipeline.py",
 )  # fmt: skip
 
 # UMAP and HDBSCAN make nothing of fewer.

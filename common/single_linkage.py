@@ -1,0 +1,205 @@
+"""The single-linkage tree of HDBSCAN: rows joined by the shortest edges that connect them all.
+
+    merges = single_linkage(vectors, min_samples=10)      # [n - 1, 4] float64, as in scipy.cluster.hierarchy
+
+Two rows are as far apart as their distance or the farther of their `min_samples`-th neighbours, whichever is more. The
+tree is exact, and the same for any number of threads; where distances are equal there are several, of the same heights.
+Memory is below 130 bytes a row, and no table of neighbours is made. Imported only where it is called, as numba is.
+Source: Campello, Moulavi and Sander, Density-based clustering based on hierarchical density estimates, PAKDD 2013;
+Boruvka's algorithm, whose rounds take over what earlier ones found, as March, Ram and Gray do, Fast Euclidean minimum
+spanning tree, KDD 2010.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numba
+import numpy as np
+
+from common.config import UserError
+from common.kd_tree import KdTree, build_kd_tree, kth_squares, search_outside
+from common.threads import share_tiles
+
+# Rows that are searched for before the others of their group know what was found, and those that a thread takes at
+# once: no number of threads may change either.
+_BLOCK, _TILE = 8192, 512
+
+_EXACT = {"cache": True, "error_model": "numpy", "nogil": True, "fastmath": False}
+
+
+class SpanningTree(NamedTuple):
+    """The n - 1 edges between n rows."""
+
+    ends: np.ndarray  # [n - 1, 2] int32, row numbers
+    squares: np.ndarray  # [n - 1] float64, squared lengths
+
+
+def single_linkage(vectors: np.ndarray, *, min_samples: int) -> np.ndarray:
+    """Join rows [n, d] of finite values, n >= 2: merges [n - 1, 4] float64 as in scipy.cluster.hierarchy.
+
+    `min_samples` leaves the row itself out and is capped at n - 1. Raises UserError where squared distances are beyond
+    float64.
+    """
+    edges = spanning_tree(vectors, min_samples=min_samples)
+    return _link(edges.ends, np.sqrt(edges.squares), np.argsort(edges.squares, kind="stable"))
+
+
+def spanning_tree(vectors: np.ndarray, *, min_samples: int) -> SpanningTree:
+    """The shortest tree over rows [n, d], n >= 2, as `single_linkage` measures them."""
+    tree = build_kd_tree(vectors)
+    _check_extent(tree)
+    cores = kth_squares(tree, min(min_samples, len(vectors) - 1))
+    forest = _Forest(cores)
+    while forest.n_groups > 1:
+        bounds, group_of_node = forest.begin_round(tree)
+        for start in range(0, len(cores), _BLOCK):
+            _search_block(tree, cores, forest, bounds, group_of_node, start)
+            _lower_bounds(forest.groups, forest.nearest, forest.squares, bounds, start, start + _BLOCK)
+        forest.join(bounds)
+    return SpanningTree(tree.order[forest.ends], forest.lengths)
+
+
+class _Forest:
+    """The edges found so far among n points, the groups they make, and what each point knows of other groups."""
+
+    def __init__(self, cores: np.ndarray) -> None:
+        n = len(cores)
+        self.n_groups = n
+        self.groups = np.arange(n, dtype=np.int32)  # [n], below n_groups
+        self.nearest = np.full(n, -1, np.int32)  # [n]: the nearest point of another group, where it is known
+        self.squares = cores.copy()  # [n] float64: how far it is, or else what no such point is nearer than
+        self.ends = np.empty((n - 1, 2), np.int32)
+        self.lengths = np.empty(n - 1)  # squared
+
+    def begin_round(self, tree: KdTree) -> tuple[np.ndarray, np.ndarray]:
+        """The shortest way out of each group so far, [g] float64, and the group of each node, [m] int32."""
+        _forget_inside(self.groups, self.nearest)
+        bounds = np.full(self.n_groups, np.inf)
+        _lower_bounds(self.groups, self.nearest, self.squares, bounds, 0, len(self.groups))
+        return bounds, _groups_of_nodes(tree.spans, tree.children, self.groups)
+
+    def join(self, bounds: np.ndarray) -> None:
+        """Join each group [g] with that to which it has the shortest way."""
+        n_edges = len(self.groups) - self.n_groups
+        self.n_groups = _join(
+            self.groups, self.nearest, self.squares, bounds, self.ends[n_edges:], self.lengths[n_edges:]
+        )
+
+
+def _search_block(
+    tree: KdTree, cores: np.ndarray, forest: _Forest, bounds: np.ndarray, group_of_node: np.ndarray, first: int
+) -> None:
+    """Search for the points from `first` on, each tile of them with the bounds as they are now."""
+    end = min(first + _BLOCK, len(cores))
+
+    def search(starts: range) -> None:
+        for start in starts:
+            rows = first + start, min(first + start + _TILE, end)
+            search_outside(
+                tree, cores, forest.groups, group_of_node, bounds, *rows, forest.nearest, forest.squares
+            )  # fmt: skip
+
+    share_tiles(search, n_rows=end - first, tile_rows=_TILE)
+
+
+def _check_extent(tree: KdTree) -> None:
+    with np.errstate(over="ignore"):
+        square = np.square(tree.highs[0].astype(np.float64) - tree.lows[0]).sum()
+    if not np.isfinite(square):
+        raise UserError("the values are too large for their squared distances; scale the vectors down")
+
+
+@numba.njit(**_EXACT)
+def _forget_inside(groups: np.ndarray, nearest: np.ndarray) -> None:
+    """Set to -1 what has come into the point's own group."""
+    for row in range(len(groups)):
+        if nearest[row] >= 0 and groups[nearest[row]] == groups[row]:
+            nearest[row] = -1
+
+
+@numba.njit(**_EXACT)
+def _lower_bounds(
+    groups: np.ndarray, nearest: np.ndarray, squares: np.ndarray, bounds: np.ndarray, start: int, end: int
+) -> None:
+    """Lower the bounds of groups to what the points from `start` to `end` - 1 know."""
+    for row in range(start, min(end, len(groups))):
+        if nearest[row] >= 0:
+            bounds[groups[row]] = min(bounds[groups[row]], squares[row])
+
+
+@numba.njit(**_EXACT)
+def _groups_of_nodes(spans: np.ndarray, children: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """The group of each node, [m] int32, -1 where its points are of several."""
+    found = np.empty(len(spans), np.int32)
+    for node in range(len(spans) - 1, -1, -1):  # children come after their parents
+        child = children[node]
+        if child >= 0:
+            found[node] = found[child] if found[child] == found[child + 1] else -1
+            continue
+        found[node] = groups[spans[node, 0]]
+        for row in range(spans[node, 0], spans[node, 1]):
+            if groups[row] != found[node]:
+                found[node] = -1
+                break
+    return found
+
+
+@numba.njit(**_EXACT)
+def _join(
+    groups: np.ndarray,
+    nearest: np.ndarray,
+    squares: np.ndarray,
+    bounds: np.ndarray,
+    ends: np.ndarray,
+    lengths: np.ndarray,
+) -> int:
+    """Add the shortest edge out of each group, unless others have joined its ends; number the groups anew.
+
+    Returns how many they are. Where edges are equally long any choice is right: in a round of them that would close,
+    all are equally long, and one is left out.
+    """
+    n_groups, n_edges = len(bounds), 0
+    parents = np.arange(n_groups).astype(np.int32)
+    is_done = np.zeros(n_groups, np.bool_)
+    for row in range(len(groups)):
+        group = groups[row]
+        if nearest[row] < 0 or is_done[group] or squares[row] > bounds[group]:
+            continue
+        is_done[group] = True
+        one, other = _root(parents, group), _root(parents, groups[nearest[row]])
+        if one != other:
+            parents[max(one, other)] = min(one, other)
+            ends[n_edges, 0], ends[n_edges, 1], lengths[n_edges] = row, nearest[row], squares[row]
+            n_edges += 1
+    numbers, n_left = np.empty(n_groups, np.int32), 0
+    for group in range(n_groups):
+        if parents[group] == group:
+            numbers[group], n_left = n_left, n_left + 1
+        else:
+            numbers[group] = numbers[_root(parents, group)]  # which is smaller
+    for row in range(len(groups)):
+        groups[row] = numbers[groups[row]]
+    return n_left
+
+
+@numba.njit(**_EXACT)
+def _root(parents: np.ndarray, node: int) -> int:
+    while parents[node] != node:
+        parents[node] = parents[parents[node]]
+        node = parents[node]
+    return node
+
+
+@numba.njit(**_EXACT)
+def _link(ends: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """Merge by the edges in `order` [n - 1]: each row of [n - 1, 4] two nodes, the length and how many rows."""
+    n = len(order) + 1
+    merges, parents = np.empty((n - 1, 4)), np.arange(2 * n - 1).astype(np.int32)
+    for step in range(n - 1):
+        edge = order[step]
+        one, other = _root(parents, ends[edge, 0]), _root(parents, ends[edge, 1])
+        parents[one] = parents[other] = n + step
+        merges[step, 0], merges[step, 1], merges[step, 2] = min(one, other), max(one, other), lengths[edge]
+        merges[step, 3] = (merges[one - n, 3] if one >= n else 1.0) + (merges[other - n, 3] if other >= n else 1.0)
+    return merges
