@@ -3,9 +3,14 @@
     condensed = condense(merges, min_cluster_size=15)
     labels, probabilities = flat_clusters(condensed, method="eom", epsilon=0.0)
 
-Condensing is compiled by numba and numbers clusters as the hdbscan package does, bit for bit. Which clusters are chosen
-is left to that package; it is asked about a tree in which each cluster has a single point, since the label of a point
-follows from the cluster that it falls out of. Imported only where it is called: the import of numba takes a second.
+Condensing is compiled by numba and numbers clusters as the hdbscan package does, bit for bit, where all heights differ.
+What comes together at one height comes together at once, as in the source; the package takes such merges one after the
+other, so that its clusters depend on the order of the rows. Heights are often equal: a row that joins several parts by
+way of its own neighbourhood joins them all at the height of that.
+
+Which clusters are chosen is left to the package; it is asked about a tree in which each cluster has a single point,
+since the label of a point follows from the cluster that it falls out of. Imported only where it is called: the import
+of numba takes a second.
 """
 
 from __future__ import annotations
@@ -15,6 +20,8 @@ from typing import Any
 
 import numba
 import numpy as np
+
+_EXACT = {"cache": True, "error_model": "numpy", "nogil": True, "fastmath": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +51,7 @@ def condense(merges: np.ndarray, *, min_cluster_size: int) -> CondensedTree:
     return CondensedTree(*parts)
 
 
-@numba.njit(cache=True)
+@numba.njit(**_EXACT)
 def _condense(merges: np.ndarray, min_cluster_size: int) -> tuple[np.ndarray, ...]:
     """Go through the merges from the root down, breadth first, which numbers clusters; smaller parts fall out."""
     n_points = len(merges) + 1
@@ -52,45 +59,87 @@ def _condense(merges: np.ndarray, min_cluster_size: int) -> tuple[np.ndarray, ..
     capacity = 2 * (n_points // min_cluster_size) + 3  # no more clusters than that: each split leaves two large parts
     parents, sizes = np.full(capacity, -1, np.int64), np.zeros(capacity, np.int64)
     births, deaths, stabilities = np.zeros(capacity), np.zeros(capacity), np.zeros(capacity)
-    queue, cluster_of = np.empty(2 * n_points, np.int64), np.empty(2 * n_points, np.int64)
-    inner = np.empty(2 * n_points, np.int64)
+    queue, cluster_of = np.empty(n_points, np.int32), np.empty(n_points, np.int32)
+    parts, room = np.empty(n_points, np.int32), np.empty(n_points, np.int32)
     sizes[0], n_clusters = n_points, 1
     queue[0], cluster_of[0] = 2 * n_points - 2, 0
     first, last = 0, 1
     while first < last:
-        node, cluster = queue[first] - n_points, cluster_of[first]
+        node, cluster = queue[first], cluster_of[first]
         first += 1
-        density = 1.0 / merges[node, 2] if merges[node, 2] > 0.0 else np.inf
-        children = (np.int64(merges[node, 0]), np.int64(merges[node, 1]))
-        counts = [np.int64(merges[child - n_points, 3]) if child >= n_points else 1 for child in children]
-        is_split = counts[0] >= min_cluster_size and counts[1] >= min_cluster_size
+        height = merges[node - n_points, 2]
+        density = 1.0 / height if height > 0.0 else np.inf
         deaths[cluster] = max(deaths[cluster], density)
-        for side in range(2):
+        n_parts = _parts_below(merges, node, parts, room)
+        is_split = _count_large(merges, parts[:n_parts], min_cluster_size) > 1
+        for part in parts[:n_parts]:
+            size = _size(merges, part)
+            if size < min_cluster_size:
+                # One point after the other, as the package sums them: a product would round otherwise.
+                for point in _points_below(merges, part, room):
+                    point_clusters[point], point_lambdas[point] = cluster, density
+                    stabilities[cluster] += density - births[cluster]
+                continue
+            queue[last], cluster_of[last] = part, cluster
             if is_split:
-                stabilities[cluster] += (density - births[cluster]) * counts[side]
-                parents[n_clusters], births[n_clusters], sizes[n_clusters] = cluster, density, counts[side]
-                queue[last], cluster_of[last] = children[side], n_clusters
-                n_clusters, last = n_clusters + 1, last + 1
-            elif counts[side] >= min_cluster_size:
-                queue[last], cluster_of[last] = children[side], cluster
-                last += 1
-            else:
-                n_inner, inner[0] = 1, children[side]
-                while n_inner:
-                    n_inner -= 1
-                    part = inner[n_inner]
-                    if part >= n_points:
-                        inner[n_inner] = np.int64(merges[part - n_points, 0])
-                        inner[n_inner + 1] = np.int64(merges[part - n_points, 1])
-                        n_inner += 2
-                    else:
-                        point_clusters[part], point_lambdas[part] = cluster, density
-                        # One after the other, as the package sums them: a product would round otherwise.
-                        stabilities[cluster] += density - births[cluster]
+                stabilities[cluster] += (density - births[cluster]) * size
+                parents[n_clusters], births[n_clusters], sizes[n_clusters] = cluster, density, size
+                cluster_of[last] = n_clusters
+                n_clusters += 1
+            last += 1
     kept = slice(0, n_clusters)
     return (
         point_clusters, point_lambdas, parents[kept], births[kept], deaths[kept], sizes[kept], stabilities[kept],
     )  # fmt: skip
+
+
+@numba.njit(**_EXACT)
+def _parts_below(merges: np.ndarray, node: int, parts: np.ndarray, room: np.ndarray) -> int:
+    """Write what comes together at the height of a node into `parts`, points and nodes; returns how many they are."""
+    n_points = len(merges) + 1
+    height = merges[node - n_points, 2]
+    room[0], n_waiting, n_parts = node, 1, 0
+    while n_waiting:
+        n_waiting -= 1
+        part = room[n_waiting]
+        if part >= n_points and merges[part - n_points, 2] == height:
+            # The first of the two is taken first.
+            room[n_waiting], room[n_waiting + 1] = merges[part - n_points, 1], merges[part - n_points, 0]
+            n_waiting += 2
+        else:
+            parts[n_parts] = part
+            n_parts += 1
+    return n_parts
+
+
+@numba.njit(**_EXACT)
+def _points_below(merges: np.ndarray, node: int, room: np.ndarray) -> np.ndarray:
+    """The points of a node, in a part of `room`, which has an element for each of them or more."""
+    n_points = len(merges) + 1
+    room[0], n_found = node, 1
+    place = 0
+    while place < n_found:
+        part = room[place]
+        if part < n_points:
+            place += 1
+        else:
+            room[place], room[n_found] = merges[part - n_points, 0], merges[part - n_points, 1]
+            n_found += 1
+    return room[:n_found]
+
+
+@numba.njit(**_EXACT)
+def _count_large(merges: np.ndarray, parts: np.ndarray, min_cluster_size: int) -> int:
+    n_large = 0
+    for part in parts:
+        n_large += _size(merges, part) >= min_cluster_size
+    return n_large
+
+
+@numba.njit(**_EXACT)
+def _size(merges: np.ndarray, node: int) -> int:
+    n_points = len(merges) + 1
+    return np.int64(merges[node - n_points, 3]) if node >= n_points else 1
 
 
 def flat_clusters(condensed: CondensedTree, *, method: str, epsilon: float) -> tuple[np.ndarray, np.ndarray]:

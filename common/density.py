@@ -196,10 +196,11 @@ def cut_tree(
     cluster_selection_epsilon: float = 0.0,
     cluster_selection_method: SelectionMethod = "eom",
 ) -> Clusters:
-    """Cut a tree into flat clusters; equal to a direct fit of hdbscan.HDBSCAN(approx_min_span_tree=False, ...).
+    """Cut a tree into flat clusters, which do not depend on the order of the rows.
 
-    But where distances are equal: rows on a border may then fall to either side. Cuts of one `min_cluster_size` share
-    its condensed tree. Raises UserError for values out of range.
+    They are those of hdbscan.HDBSCAN(approx_min_span_tree=False, ...), unless merges are of equal height
+    (`common.condensed_tree`). Cuts of one `min_cluster_size` share its condensed tree. Raises UserError for values out
+    of range.
     """
     _check_cut(min_cluster_size, cluster_selection_epsilon, cluster_selection_method)
     if tree.n_rows < max(2, min_cluster_size):

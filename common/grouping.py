@@ -24,10 +24,10 @@ def cluster_codes(rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.
     if len(rows) != len(labels):
         raise ValueError(f"{len(rows)} rows but {len(labels)} labels")
     inside = labels >= 0
-    ids, inverse = np.unique(labels[inside].astype(np.int64), return_inverse=True)
+    ids = np.unique(labels[inside])
     codes = np.full(len(labels), -1, np.int64)
-    codes[inside] = inverse
-    return ids, codes
+    codes[inside] = np.searchsorted(ids, labels[inside])
+    return ids.astype(np.int64), codes
 
 
 def cluster_counts(codes: np.ndarray, k: int) -> np.ndarray:

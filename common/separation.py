@@ -15,9 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from common.grouping import CHUNK_ROWS, cluster_codes, cluster_counts, cluster_members, cluster_sums, unit_rows
+from common.mapped import release
 
 # Elements of one block of distances, float64: 4 MB stay in the cache of a core.
 _BLOCK_ELEMENTS = 1 << 19
+# Rows whose neighbours are counted at a time, by pairs of clusters, of which there may be many.
+_COUNTED_ROWS = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -72,14 +75,18 @@ def nn_cross_ratio(neighbor_ids: np.ndarray, labels: np.ndarray) -> CrossRatios:
     the k but lies in no other cluster.
     """
     ids, codes = cluster_codes(neighbor_ids, labels)
-    inside = codes >= 0
-    own = codes[inside]
-    near = codes[neighbor_ids[inside]]  # [m, k]
-    crosses = (near >= 0) & (near != own[:, None])
     n_clusters, k = len(ids), neighbor_ids.shape[1]
-    n_crosses = np.bincount(own, weights=crosses.sum(axis=1), minlength=n_clusters)
+    pairs, counts = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    for start in range(0, len(codes), _COUNTED_ROWS):  # a table of all neighbours' clusters would take 8 k bytes a row
+        rows = slice(start, start + _COUNTED_ROWS)
+        own, near = codes[rows, None], codes[neighbor_ids[rows]]
+        crosses = (own >= 0) & (near >= 0) & (near != own)
+        pairs, counts = _add_counts(pairs, counts, (own * n_clusters + near)[crosses])
+        release(neighbor_ids[rows])
+    sources, targets = np.divmod(pairs, max(n_clusters, 1))
+    n_crosses = np.bincount(sources, weights=counts, minlength=n_clusters)
     ratios = n_crosses / (np.maximum(cluster_counts(codes, n_clusters), 1) * max(k, 1))
-    dominant = _dominant_targets(np.repeat(own, crosses.sum(axis=1)), near[crosses], n_clusters)
+    dominant = _dominant_targets(sources, targets, counts, n_clusters)
     dominant_ids = np.where(dominant >= 0, ids[dominant], -1) if n_clusters else ids
     return CrossRatios(ids, ratios, dominant_ids, float(ratios.max()) if n_clusters else math.nan)
 
@@ -260,13 +267,19 @@ def _squared_distances(points: np.ndarray, others: np.ndarray) -> np.ndarray:
     return squared
 
 
-def _dominant_targets(sources: np.ndarray, targets: np.ndarray, k: int) -> np.ndarray:
-    """For each source the most frequent target, the smallest among equals; -1 where there is none."""
-    pairs, counts = np.unique(sources * max(k, 1) + targets, return_counts=True)
-    order = np.lexsort((pairs, -counts, pairs // max(k, 1)))
-    first_sources, first = np.unique(pairs[order] // max(k, 1), return_index=True)
+def _add_counts(values: np.ndarray, counts: np.ndarray, more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct values, ascending, and how often each is there, when `more` come to those that were counted."""
+    distinct, places = np.unique(np.concatenate([values, more]), return_inverse=True)
+    weights = np.concatenate([counts, np.ones(len(more), np.int64)])
+    return distinct, np.bincount(places, weights=weights, minlength=len(distinct)).astype(np.int64)
+
+
+def _dominant_targets(sources: np.ndarray, targets: np.ndarray, counts: np.ndarray, k: int) -> np.ndarray:
+    """For each of k sources its most frequent target, the smallest among equals; -1 where there is none."""
+    order = np.lexsort((targets, -counts, sources))
+    first_sources, first = np.unique(sources[order], return_index=True)
     dominant = np.full(k, -1, np.int64)
-    dominant[first_sources] = pairs[order][first] % max(k, 1)
+    dominant[first_sources] = targets[order][first]
     return dominant
 
 

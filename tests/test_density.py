@@ -18,8 +18,10 @@ import common.mapped as mapped
 from common.backend import Backend
 from common.best_scores import empty_best, offer_tile
 from common.cells import cell_neighbors
+from common.condensed_tree import condense
 from common.config import UserError
 from common.density import (
+    LinkageTree,
     SpectralStart,
     cluster_dbscan,
     cluster_hdbscan,
@@ -157,32 +159,52 @@ def test_neighbors_refuse_what_cannot_be(blobs):
 
 
 @pytest.mark.parametrize("min_samples", [1, 5, 15])
-def test_cuts_equal_those_of_the_package(blobs, min_samples):
-    tree = single_linkage_tree(blobs, min_samples=min_samples)
-    n_clusters = set()
+def test_cuts_equal_those_of_the_package_where_heights_differ(blobs, min_samples):
+    merges = single_linkage_tree(blobs, min_samples=min_samples).merges
+    merges[:, 2] += 1e-7 * np.arange(len(merges))
+    tree, n_clusters = LinkageTree(merges, len(blobs)), set()
     for size, epsilon, method in product((40, 5, 20, 100, 300), (0.0, 0.5, 2.0), ("eom", "leaf")):
-        labels = _check_cut(tree, size, epsilon, method)
+        ours = cut_tree(tree, min_cluster_size=size, cluster_selection_epsilon=epsilon, cluster_selection_method=method)
+        labels, probabilities, *_ = _tree_to_labels(None, merges, size, method, cluster_selection_epsilon=epsilon)
+        assert np.array_equal(ours.labels, labels), (size, epsilon, method)
+        assert np.array_equal(ours.probabilities, probabilities.astype(np.float32)), (size, epsilon, method)
         n_clusters.add(int(labels.max()) + 1)
     assert len(n_clusters) > 2  # the settings do differ
 
 
 @pytest.mark.parametrize("min_samples", [1, 4])
-def test_cuts_equal_those_of_the_package_where_distances_are_equal(min_samples):
-    """Rows on a grid, many of them twice: merges at equal heights and at 0, where numbers of clusters could differ."""
-    rows = np.round(np.random.default_rng(8).standard_normal((400, 2)), 1)
-    tree = single_linkage_tree(rows, min_samples=min_samples)
-    for size, epsilon, method in product((2, 3, 10, 399), (0.0, 0.15), ("eom", "leaf")):
-        _check_cut(tree, size, epsilon, method)
+@pytest.mark.parametrize("name", ["blobs", "grid"])
+def test_clusters_do_not_depend_on_the_order_of_the_rows(blobs, name, min_samples):
+    """Also on a grid with most rows twice, where many distances are equal, and where those of the package do depend."""
+    rng = np.random.default_rng(8)
+    rows = blobs if name == "blobs" else np.round(rng.standard_normal((400, 2)), 1)
+    order = rng.permutation(len(rows))
+    trees = [single_linkage_tree(of, min_samples=min_samples) for of in (rows[order], rows)]
+    for size, epsilon, method in product((2, 3, 10, 40, 399), (0.0, 0.15), ("eom", "leaf")):
+        cut = {"cluster_selection_epsilon": epsilon, "cluster_selection_method": method}
+        mixed, plain = (cut_tree(tree, min_cluster_size=size, **cut) for tree in trees)
+        assert _are_same_clusters(mixed.labels, plain.labels[order]), (size, epsilon, method)
+        assert mixed.probabilities == pytest.approx(plain.probabilities[order], abs=1e-6)
 
 
-def _check_cut(tree, size, epsilon, method):
-    """A cut of the tree against what the package makes of the same tree; returns its labels."""
-    cut = cut_tree(tree, min_cluster_size=size, cluster_selection_epsilon=epsilon, cluster_selection_method=method)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        labels, probabilities, *_ = _tree_to_labels(None, tree.merges, size, method, cluster_selection_epsilon=epsilon)
-    assert np.array_equal(cut.labels, labels), (size, epsilon, method)
-    assert np.array_equal(cut.probabilities, probabilities.astype(np.float32)), (size, epsilon, method)
-    return cut.labels
+def test_what_comes_together_at_one_height_comes_together_at_once():
+    """Rows 0-2 and 3-5 lie a step of 1 apart, 4 from row 6 between them; the last two are far.
+
+    Row 6 joins both at height 4, so that it falls out when they part, and no pair of clusters of 3 and 4 is seen.
+    """
+    rows = np.array([[0.0], [1.0], [2.0], [10.0], [11.0], [12.0], [6.0], [40.0], [60.0]])
+    condensed = condense(single_linkage_tree(rows, min_samples=1).merges, min_cluster_size=3)
+    assert condensed.parents.tolist() == [-1, 0, 0] and condensed.sizes.tolist() == [9, 3, 3]
+    assert condensed.births.tolist() == [0, 1 / 4, 1 / 4] and condensed.deaths.tolist() == [1 / 4, 1, 1]
+    assert condensed.point_lambdas.tolist() == [1, 1, 1, 1, 1, 1, 1 / 4, 1 / 28, 1 / 28]
+    assert condensed.point_clusters[6:].tolist() == [0, 0, 0]
+    assert condensed.stabilities.tolist() == pytest.approx([2 / 28 + 7 / 4, 9 / 4, 9 / 4])
+
+
+def _are_same_clusters(one, other):
+    """Whether two labellings differ in the numbers of the clusters at most."""
+    n_pairs = np.unique(np.stack([one, other]), axis=1).shape[1]
+    return np.array_equal(one == -1, other == -1) and n_pairs == len(np.unique(one)) == len(np.unique(other))
 
 
 @pytest.mark.parametrize("settings", [{"min_samples": 15}, {"min_samples": 1, "cluster_selection_method": "leaf"}])
@@ -192,9 +214,7 @@ def test_hdbscan_of_the_pipeline_equals_a_direct_fit_also_in_many_dimensions(blo
     for vectors in (blobs, wide):
         direct = hdbscan.HDBSCAN(min_cluster_size=15, approx_min_span_tree=False, **settings).fit(vectors)
         ours = cluster_hdbscan(vectors, min_cluster_size=15, **settings)
-        pairs = np.unique(np.stack([ours.labels, direct.labels_]), axis=1)  # numbers may differ, clusters do not
-        assert np.array_equal(ours.labels == -1, direct.labels_ == -1)
-        assert pairs.shape[1] == len(np.unique(ours.labels)) == len(np.unique(direct.labels_))
+        assert _are_same_clusters(ours.labels, direct.labels_)
         assert ours.probabilities == pytest.approx(direct.probabilities_, abs=1e-6)
         assert (ours.labels.dtype, ours.probabilities.dtype) == (np.int32, np.float32)
         assert ours.labels.max() >= 1
