@@ -1,7 +1,7 @@
 """iterative_tuning.py against the naive loop, against random search, and against image_cluster.py's defaults.
 
     python benchmarks/iterative_tuning.py staged --rows 6000 --folder runs/bench-tuning    # 1,000 evaluations
-    python benchmarks/iterative_tuning.py search                       # 300 evaluations, five seeds
+    python benchmarks/iterative_tuning.py search                       # 300 evaluations, twenty seeds
     python benchmarks/iterative_tuning.py digits overhead              # does tuning help?
 
 `staged` may be interrupted and started again with the same folder: what is evaluated and what the naive loop has done
@@ -257,7 +257,7 @@ def compare_strategies(known: Known, folder: Path, *, n_evaluations: int, n_seed
 
 
 def random_search(known: Known, n_evaluations: int, *, n_draws: int = 1000) -> dict[str, float]:
-    """What random search finds on average, where five seeds of it say little."""
+    """What random search finds on average, where a few seeds of it say little."""
     scores = [score for score, _ in known.values()]
     optimum, rng = max(scores), random.Random("random search")
     gaps = [100 * (optimum - max(rng.sample(scores, n_evaluations))) / abs(optimum) for _ in range(n_draws)]
@@ -344,7 +344,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["overhead", "digits", "search", "staged"])
     parser.add_argument("--rows", type=int, default=6000, help="of `staged`")
     parser.add_argument("--search-rows", type=int, default=600, help="of each set of `search`")
-    parser.add_argument("--seeds", type=int, default=5, help="of `search`")
+    parser.add_argument("--seeds", type=int, default=20, help="of `search`")
     parser.add_argument("--evaluations", type=int, default=1000, help="of `staged`")
     parser.add_argument("--jobs", type=int, default=-1, help="processes of the others")
     parser.add_argument("--staged-jobs", type=int, nargs="+", default=[1, 2], help="processes of `staged`, in turn")

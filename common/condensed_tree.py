@@ -139,7 +139,7 @@ def _count_large(merges: np.ndarray, parts: np.ndarray, min_cluster_size: int) -
 @numba.njit(**_EXACT)
 def _size(merges: np.ndarray, node: int) -> int:
     n_points = len(merges) + 1
-    return np.int64(merges[node - n_points, 3]) if node >= n_points else 1
+    return int(merges[node - n_points, 3]) if node >= n_points else 1
 
 
 def flat_clusters(condensed: CondensedTree, *, method: str, epsilon: float) -> tuple[np.ndarray, np.ndarray]:

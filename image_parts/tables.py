@@ -10,6 +10,7 @@ import hashlib
 import io
 import itertools
 import json
+from array import array
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,28 +173,42 @@ def read_tables(output_dir: Path, scanned: ScannedImages) -> tuple[ClusteredImag
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    names = ["cluster_id", "raw_label", "probability", "distance", "x", "y", "z"]
     try:
-        table = pq.read_table(output_dir / CLUSTERS_PARQUET)
-        hashes = dict(zip(table["relative_path"].to_pylist(), table["sha256"].to_pylist(), strict=True))
-        columns = {name: table[name].to_numpy() for name in ("cluster_id", "raw_label", "probability", "distance")}
-        coordinates = np.stack([table[axis].to_numpy() for axis in "xyz"], axis=1)
+        rows = _listed_rows(output_dir / CLUSTERS_PARQUET, scanned.records)
+        table = pq.read_table(output_dir / CLUSTERS_PARQUET, columns=names)
+        columns = {name: table[name].to_numpy() for name in names}
     except (OSError, KeyError, pa.ArrowException):
         return None
-    is_there = np.array([hashes.get(record.shown_path) == record.sha256 for record in scanned.records], bool)
-    records = take_records(scanned.records, np.flatnonzero(is_there))
-    if [record.shown_path for record in records] != list(hashes):
+    if rows is None:
         return None
-    undecoded = [record for record in scanned.records if record.shown_path not in hashes]
+    is_undecoded = np.ones(len(scanned.records), bool)
+    is_undecoded[rows] = False
     clustered = ClusteredImages(
-        records=records,
+        records=take_records(scanned.records, rows),
         labels=columns["cluster_id"].astype(np.int64),
         raw_labels=columns["raw_label"].astype(np.int64),
         probabilities=columns["probability"],
         distances=columns["distance"].astype(np.float32),
-        coordinates=coordinates,
+        coordinates=np.stack([columns[axis] for axis in "xyz"], axis=1),
         value_range=scanned.value_range,
     )
-    return clustered, undecoded
+    return clustered, [scanned.records[row] for row in np.flatnonzero(is_undecoded).tolist()]
+
+
+def _listed_rows(path: Path, records: Sequence[ImageRecord]) -> np.ndarray | None:
+    """Rows of the images that a table lists, [m] int64; None unless it lists them in the order of the records."""
+    import pyarrow.parquet as pq
+
+    rows, unseen = array("q"), enumerate(records)
+    with pq.ParquetFile(path) as table:
+        for part in table.iter_batches(_CHUNK_ROWS, columns=["relative_path", "sha256"]):
+            for shown_path, sha256 in zip(*(column.to_pylist() for column in part.columns), strict=True):
+                found = next(((row, record) for row, record in unseen if record.shown_path == shown_path), None)
+                if found is None or found[1].sha256 != sha256:
+                    return None
+                rows.append(found[0])
+    return np.frombuffer(rows, np.int64)
 
 
 def write_bad_images(bad: Sequence[BadImage], *, output_dir: Path) -> None:

@@ -25,7 +25,9 @@ from common.commit import OutputLock
 from common.config import UserError, settings_from_values, settings_to_yaml
 from demo.digit_images import digit_settings, write_digit_images
 from image_parts import question
+from image_parts.scan import scan_images
 from image_parts.settings import ImageSettings
+from image_parts.tables import read_tables
 from tests.image_files import encode, picture, tiny_dinov2, tiny_resnet
 
 ROOT = Path(__file__).parent.parent
@@ -292,6 +294,36 @@ def test_a_run_that_died_is_done_again(stripes_dir, tmp_path, monkeypatch):
     assert not (tmp_path / "out" / "run.json").exists()
     image_cluster.run(settings)
     assert (tmp_path / "out" / "clusters.parquet").read_bytes() == whole
+
+
+def test_a_table_is_used_again_only_for_the_images_that_it_lists(stripes_dir, tmp_path):
+    """In their order, with their hashes; images that it lacks were not decoded."""
+    settings, out = small_settings(tmp_path), tmp_path / "out"
+    image_cluster.run(settings)
+    scanned = scan_images(stripes_dir, extensions=settings.image_extensions, cache_dir=None, n_workers=1)
+    table = pq.read_table(out / "clusters.parquet")
+    last = table.num_rows - 1
+
+    def read(changed):
+        pq.write_table(changed, out / "clusters.parquet")
+        return read_tables(out, scanned)
+
+    clustered, undecoded = read(table)
+    assert clustered.records == scanned.records and undecoded == []
+    assert clustered.labels.tolist() == table["cluster_id"].to_pylist()
+    assert clustered.coordinates[5].tolist() == [table[axis][5].as_py() for axis in "xyz"]
+    for missing in (0, 7, last):
+        rows = [row for row in range(table.num_rows) if row != missing]
+        clustered, undecoded = read(table.take(rows))
+        assert undecoded == [scanned.records[missing]] and list(clustered.records) == [scanned.records[r] for r in rows]
+        assert clustered.labels.tolist() == table["cluster_id"].take(rows).to_pylist()
+    assert read(table.take([1, 0, *range(2, last + 1)])) is None
+    assert read(table.take([*range(last + 1), last])) is None
+    hashes = ["0" * 64, *table["sha256"].to_pylist()[1:]]
+    assert read(table.set_column(2, "sha256", [hashes])) is None
+    assert read(table.drop_columns("x")) is None
+    (out / "clusters.parquet").write_bytes(b"no table")
+    assert read_tables(out, scanned) is None
 
 
 def test_overwrite_replaces_the_result(stripes_dir, tmp_path):
