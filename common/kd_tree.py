@@ -41,6 +41,14 @@ class KdTree(NamedTuple):
     highs: np.ndarray  # [m, d]: the greatest
 
 
+class Ways(NamedTuple):
+    """The groups of n points, and what each point knows of the way out of its own."""
+
+    groups: np.ndarray  # [n] int32, from 0
+    nearest: np.ndarray  # [n] int32: the nearest point of another group; -1 where it is not known
+    squares: np.ndarray  # [n] float64: how far that is, squared; where it is not known, no such point is nearer
+
+
 def build_kd_tree(vectors: np.ndarray) -> KdTree:
     """Build the tree of rows [n, d], n >= 1; float32 stays as it is, all else becomes float64.
 
@@ -116,31 +124,21 @@ def _search_kth(tree: KdTree, k: int, start: int, squares: np.ndarray) -> None:
 
 @numba.njit(**_EXACT)
 def search_outside(
-    tree: KdTree,
-    cores: np.ndarray,
-    groups: np.ndarray,
-    group_of_node: np.ndarray,
-    bounds: np.ndarray,
-    start: int,
-    end: int,
-    nearest: np.ndarray,
-    squares: np.ndarray,
+    tree: KdTree, cores: np.ndarray, ways: Ways, group_of_node: np.ndarray, bounds: np.ndarray, start: int, end: int
 ) -> None:
-    """Find the nearest point of another group for the points from `start` to `end` - 1 that know none.
+    """Find the way out for the points from `start` to `end` - 1 that know none, and leave it in `ways`.
 
     Two points are as near as their distance or the greater of their `cores` [n], whichever is more; all are squares.
-    `groups` [n] says which group a point is of, `group_of_node` [m] the same of a node whose points are all of one, and
-    is -1 for the others. A pair of `bounds` [g] or more is of no use to a group. What is found is left in `nearest` [n]
-    int32, -1 before it, and `squares` [n]; where nothing is below the bound that is left, and nothing was nearer.
-    `squares` is before, as after, what no pair of a point with another group is below.
+    `group_of_node` [m] is -1 where a node has points of several groups. A way of `bounds` [g] or more is of no use to a
+    group; where a point has none below, it is noted that it has none below the bound.
     """
     nodes, gaps = np.empty(_MOST_WAITING, np.int32), np.empty(_MOST_WAITING)
     point = np.empty(tree.points.shape[1])
     group, bound = -1, np.inf
     for row in range(start, end):
-        if groups[row] != group:
-            group, bound = groups[row], bounds[groups[row]]
-        if nearest[row] >= 0 or squares[row] >= bound:
+        if ways.groups[row] != group:
+            group, bound = ways.groups[row], bounds[ways.groups[row]]
+        if ways.nearest[row] >= 0 or ways.squares[row] >= bound:
             continue
         point[:] = tree.points[row]
         nodes[0], gaps[0], n_waiting = 0, 0.0, 1
@@ -153,11 +151,11 @@ def search_outside(
                 n_waiting = _add_children(tree, node, point, nodes, gaps, n_waiting)
                 continue
             for other in range(tree.spans[node, 0], tree.spans[node, 1]):
-                if groups[other] != group and cores[other] < bound:
+                if ways.groups[other] != group and cores[other] < bound:
                     square = max(_square_to_point(tree, point, other), cores[row], cores[other])
                     if square < bound:
-                        bound, nearest[row] = square, other
-        squares[row] = bound
+                        bound, ways.nearest[row] = square, other
+        ways.squares[row] = bound
 
 
 @numba.njit(**_EXACT)

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 
 from common.config import UserError
-from common.kd_tree import KdTree, build_kd_tree, kth_squares, search_outside
+from common.kd_tree import KdTree, Ways, build_kd_tree, kth_squares, search_outside
 from common.threads import share_tiles
 
 # Rows that are searched for before the others of their group know what was found, and those that a thread takes at
@@ -52,55 +52,44 @@ def spanning_tree(vectors: np.ndarray, *, min_samples: int) -> SpanningTree:
     cores = kth_squares(tree, min(min_samples, len(vectors) - 1))
     forest = _Forest(cores)
     while forest.n_groups > 1:
-        bounds, group_of_node = forest.begin_round(tree)
-        for start in range(0, len(cores), _BLOCK):
-            _search_block(tree, cores, forest, bounds, group_of_node, start)
-            _lower_bounds(forest.groups, forest.nearest, forest.squares, bounds, start, start + _BLOCK)
-        forest.join(bounds)
-    return SpanningTree(tree.order[forest.ends], forest.lengths)
+        forest.join(_shortest_ways_out(tree, cores, forest))
+    return SpanningTree(tree.order[forest.ends], forest.squares)
 
 
 class _Forest:
-    """The edges found so far among n points, the groups they make, and what each point knows of other groups."""
+    """The edges found so far between n points, and the groups that they make of them."""
 
     def __init__(self, cores: np.ndarray) -> None:
-        n = len(cores)
-        self.n_groups = n
-        self.groups = np.arange(n, dtype=np.int32)  # [n], below n_groups
-        self.nearest = np.full(n, -1, np.int32)  # [n]: the nearest point of another group, where it is known
-        self.squares = cores.copy()  # [n] float64: how far it is, or else what no such point is nearer than
+        n = self.n_groups = len(cores)
+        # That nothing is nearer to a point than its core is known from the start.
+        self.ways = Ways(np.arange(n, dtype=np.int32), np.full(n, -1, np.int32), cores.copy())
         self.ends = np.empty((n - 1, 2), np.int32)
-        self.lengths = np.empty(n - 1)  # squared
-
-    def begin_round(self, tree: KdTree) -> tuple[np.ndarray, np.ndarray]:
-        """The shortest way out of each group so far, [g] float64, and the group of each node, [m] int32."""
-        _forget_inside(self.groups, self.nearest)
-        bounds = np.full(self.n_groups, np.inf)
-        _lower_bounds(self.groups, self.nearest, self.squares, bounds, 0, len(self.groups))
-        return bounds, _groups_of_nodes(tree.spans, tree.children, self.groups)
+        self.squares = np.empty(n - 1)
 
     def join(self, bounds: np.ndarray) -> None:
-        """Join each group [g] with that to which it has the shortest way."""
-        n_edges = len(self.groups) - self.n_groups
-        self.n_groups = _join(
-            self.groups, self.nearest, self.squares, bounds, self.ends[n_edges:], self.lengths[n_edges:]
-        )
+        """Join each group with that to which its shortest way leads, `bounds` [g] long."""
+        n_edges = len(self.ways.groups) - self.n_groups
+        self.n_groups = _join(self.ways, bounds, self.ends[n_edges:], self.squares[n_edges:])
 
 
-def _search_block(
-    tree: KdTree, cores: np.ndarray, forest: _Forest, bounds: np.ndarray, group_of_node: np.ndarray, first: int
-) -> None:
-    """Search for the points from `first` on, each tile of them with the bounds as they are now."""
-    end = min(first + _BLOCK, len(cores))
+def _shortest_ways_out(tree: KdTree, cores: np.ndarray, forest: _Forest) -> np.ndarray:
+    """How long the shortest way out of each group is, squared: [g] float64; which it is stands in `forest.ways`."""
+    ways, n = forest.ways, len(cores)
+    _forget_inside(ways)
+    group_of_node = _groups_of_nodes(tree.spans, tree.children, ways.groups)
+    bounds = np.full(forest.n_groups, np.inf)
+    _lower_bounds(ways, bounds, 0, n)
+    for first in range(0, n, _BLOCK):
+        end = min(first + _BLOCK, n)
 
-    def search(starts: range) -> None:
-        for start in starts:
-            rows = first + start, min(first + start + _TILE, end)
-            search_outside(
-                tree, cores, forest.groups, group_of_node, bounds, *rows, forest.nearest, forest.squares
-            )  # fmt: skip
+        def search(starts: range, first: int = first, end: int = end) -> None:
+            for start in starts:
+                rows = first + start, min(first + start + _TILE, end)
+                search_outside(tree, cores, ways, group_of_node, bounds, *rows)
 
-    share_tiles(search, n_rows=end - first, tile_rows=_TILE)
+        share_tiles(search, n_rows=end - first, tile_rows=_TILE)
+        _lower_bounds(ways, bounds, first, end)
+    return bounds
 
 
 def _check_extent(tree: KdTree) -> None:
@@ -111,21 +100,19 @@ def _check_extent(tree: KdTree) -> None:
 
 
 @numba.njit(**_EXACT)
-def _forget_inside(groups: np.ndarray, nearest: np.ndarray) -> None:
+def _forget_inside(ways: Ways) -> None:
     """Set to -1 what has come into the point's own group."""
-    for row in range(len(groups)):
-        if nearest[row] >= 0 and groups[nearest[row]] == groups[row]:
-            nearest[row] = -1
+    for row in range(len(ways.groups)):
+        if ways.nearest[row] >= 0 and ways.groups[ways.nearest[row]] == ways.groups[row]:
+            ways.nearest[row] = -1
 
 
 @numba.njit(**_EXACT)
-def _lower_bounds(
-    groups: np.ndarray, nearest: np.ndarray, squares: np.ndarray, bounds: np.ndarray, start: int, end: int
-) -> None:
+def _lower_bounds(ways: Ways, bounds: np.ndarray, start: int, end: int) -> None:
     """Lower the bounds of groups to what the points from `start` to `end` - 1 know."""
-    for row in range(start, min(end, len(groups))):
-        if nearest[row] >= 0:
-            bounds[groups[row]] = min(bounds[groups[row]], squares[row])
+    for row in range(start, end):
+        if ways.nearest[row] >= 0:
+            bounds[ways.groups[row]] = min(bounds[ways.groups[row]], ways.squares[row])
 
 
 @numba.njit(**_EXACT)
@@ -146,31 +133,24 @@ def _groups_of_nodes(spans: np.ndarray, children: np.ndarray, groups: np.ndarray
 
 
 @numba.njit(**_EXACT)
-def _join(
-    groups: np.ndarray,
-    nearest: np.ndarray,
-    squares: np.ndarray,
-    bounds: np.ndarray,
-    ends: np.ndarray,
-    lengths: np.ndarray,
-) -> int:
+def _join(ways: Ways, bounds: np.ndarray, ends: np.ndarray, squares: np.ndarray) -> int:
     """Add the shortest edge out of each group, unless others have joined its ends; number the groups anew.
 
     Returns how many they are. Where edges are equally long any choice is right: in a round of them that would close,
     all are equally long, and one is left out.
     """
-    n_groups, n_edges = len(bounds), 0
+    n_groups, n_edges, groups = len(bounds), 0, ways.groups
     parents = np.arange(n_groups).astype(np.int32)
     is_done = np.zeros(n_groups, np.bool_)
     for row in range(len(groups)):
         group = groups[row]
-        if nearest[row] < 0 or is_done[group] or squares[row] > bounds[group]:
+        if ways.nearest[row] < 0 or is_done[group] or ways.squares[row] > bounds[group]:
             continue
         is_done[group] = True
-        one, other = _root(parents, group), _root(parents, groups[nearest[row]])
+        one, other = _root(parents, group), _root(parents, groups[ways.nearest[row]])
         if one != other:
             parents[max(one, other)] = min(one, other)
-            ends[n_edges, 0], ends[n_edges, 1], lengths[n_edges] = row, nearest[row], squares[row]
+            ends[n_edges, 0], ends[n_edges, 1], squares[n_edges] = row, ways.nearest[row], ways.squares[row]
             n_edges += 1
     numbers, n_left = np.empty(n_groups, np.int32), 0
     for group in range(n_groups):
