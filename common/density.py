@@ -6,8 +6,8 @@
     tree = single_linkage_tree(embedding, min_samples=10)          # dear, once
     labels, probabilities = cut_tree(tree, min_cluster_size=50)    # cheap, for every setting
 
-HDBSCAN is ours, from an exact tree, with clusters chosen by the hdbscan package, or cuML's; `min_samples` leaves the
-point itself out, as both packages have it. scikit-learn's counts it in, so it is no stand-in for them.
+HDBSCAN goes by an exact tree of ours, from which the hdbscan package chooses clusters, or is cuML's; `min_samples`
+leaves the point itself out, as both packages have it. scikit-learn's counts it in, so it is no stand-in for them.
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ SelectionMethod = Literal["eom", "leaf"]
 
 # Up to here an exact neighbour graph is as quick as an approximate one, which also takes seconds to compile.
 EXACT_GRAPH_MAX_ROWS = 50_000
+# Beyond, comparing all pairs is quicker than passing over boxes of rows, and the hdbscan package does that.
+_MOST_BOXED_DIMENSIONS = 60
 # cuML refuses more.
 _CUML_MAX_MIN_SAMPLES = 1023
 
@@ -184,9 +186,21 @@ def single_linkage_tree(vectors: np.ndarray, *, min_samples: int) -> LinkageTree
     n = len(vectors)
     if n < 2:
         return LinkageTree(np.zeros((0, 4)), n)
+    if vectors.shape[1] > _MOST_BOXED_DIMENSIONS:
+        return LinkageTree(_linkage_by_package(vectors, min_samples), n)
     from common.single_linkage import single_linkage
 
     return LinkageTree(single_linkage(vectors, min_samples=min_samples), n)
+
+
+def _linkage_by_package(vectors: np.ndarray, min_samples: int) -> np.ndarray:
+    """The merges [n - 1, 4] by the hdbscan package, which goes through all pairs: exact, too."""
+    import hdbscan
+
+    rows = vectors.astype(np.float64)
+    # The flat clusters that it also makes cost little.
+    parts = hdbscan.hdbscan(rows, min_cluster_size=len(rows), min_samples=min_samples, algorithm="prims_kdtree")
+    return np.asarray(parts[4])
 
 
 def cut_tree(
@@ -198,7 +212,8 @@ def cut_tree(
 ) -> Clusters:
     """Cut a tree into flat clusters, which do not depend on the order of the rows.
 
-    They are those of hdbscan.HDBSCAN(approx_min_span_tree=False, ...), unless merges are of equal height
+    Rows come together where they do in hdbscan.HDBSCAN(approx_min_span_tree=False, ...). Its clusters have other
+    numbers, and where heights are equal, as with `min_samples` above 1 some are, a few rows on borders may be in others
     (`common.condensed_tree`). Cuts of one `min_cluster_size` share its condensed tree. Raises UserError for values out
     of range.
     """

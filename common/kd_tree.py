@@ -18,11 +18,11 @@ from common.threads import share_tiles
 
 # A part of no more rows is not split.
 _LEAF_ROWS = 24
-# The smaller side of a split has at least this share of the rows, so that no tree is deeper than a search has room for.
+# The smaller side of a split has at least a fourth of the rows, so that no tree is deeper than a search has room for.
 _LEAST_SHARE = 4
 # Where clusters end a box is to end, too: a gap so many times the mean one is split at, and else the middle.
 _WIDE_GAP = 8
-# Nodes that wait while a search goes down: one a level, of which a billion rows have 61.
+# Nodes that wait while a search goes down: one a level, of which two billion rows have 64 at most.
 _MOST_WAITING = 128
 # Points whose search is one piece of work.
 _TILE = 512
@@ -65,7 +65,8 @@ def build_kd_tree(vectors: np.ndarray) -> KdTree:
         if end - start <= _LEAF_ROWS:
             children.append(-1)
             continue
-        middle = start + _split(part, order[start:end], axis=int(np.argmax(highs[-1] - lows[-1])))
+        sides = highs[-1].astype(np.float64) - lows[-1]
+        middle = start + _split(part, order[start:end], axis=int(np.argmax(sides)))
         children.append(len(spans))
         spans += [(start, middle), (middle, end)]
     return KdTree(
@@ -78,10 +79,10 @@ def _split(part: np.ndarray, order: np.ndarray, *, axis: int) -> int:
     by = np.argsort(part[:, axis], kind="stable")  # a partition would depend on the processor
     part[:], order[:] = part[by], order[by]
     least = len(part) // _LEAST_SHARE
-    values = part[least - 1 : len(part) - least + 1, axis]
-    gaps = np.diff(values)
+    values = part[:, axis].astype(np.float64)
+    gaps = np.diff(values[least - 1 : len(part) - least + 1])
     widest = int(np.argmax(gaps))
-    is_wide = gaps[widest] * len(part) > _WIDE_GAP * (part[-1, axis] - part[0, axis])
+    is_wide = gaps[widest] > _WIDE_GAP * (values[-1] - values[0]) / len(part)
     return least + widest if is_wide else len(part) // 2
 
 

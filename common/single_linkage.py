@@ -3,8 +3,10 @@
     merges = single_linkage(vectors, min_samples=10)      # [n - 1, 4] float64, as in scipy.cluster.hierarchy
 
 Two rows are as far apart as their distance or the farther of their `min_samples`-th neighbours, whichever is more. The
-tree is exact, and the same for any number of threads; where distances are equal there are several, of the same heights.
-Memory is below 130 bytes a row, and no table of neighbours is made. Imported only where it is called, as numba is.
+tree is exact, and the same for any number of threads. Edges are often equally long, as those about a row share its
+`min_samples`-th neighbour: then there are several trees, in which any two rows still come together at the same height.
+Memory is some 145 bytes a row of ten float32 dimensions, and up to 8 for each further one: no table of neighbours is
+made. For few dimensions; in a hundred no box is far from a row. Imported only where it is called, as numba is.
 Source: Campello, Moulavi and Sander, Density-based clustering based on hierarchical density estimates, PAKDD 2013;
 Boruvka's algorithm, whose rounds take over what earlier ones found, as March, Ram and Gray do, Fast Euclidean minimum
 spanning tree, KDD 2010.
@@ -38,8 +40,8 @@ class SpanningTree(NamedTuple):
 def single_linkage(vectors: np.ndarray, *, min_samples: int) -> np.ndarray:
     """Join rows [n, d] of finite values, n >= 2: merges [n - 1, 4] float64 as in scipy.cluster.hierarchy.
 
-    `min_samples` leaves the row itself out and is capped at n - 1. Raises UserError where squared distances are beyond
-    float64.
+    `min_samples`, at least 1, leaves the row itself out and is capped at n - 1. Raises UserError where squared
+    distances are beyond float64, and ValueError for fewer rows or samples.
     """
     edges = spanning_tree(vectors, min_samples=min_samples)
     return _link(edges.ends, np.sqrt(edges.squares), np.argsort(edges.squares, kind="stable"))
@@ -47,6 +49,8 @@ def single_linkage(vectors: np.ndarray, *, min_samples: int) -> np.ndarray:
 
 def spanning_tree(vectors: np.ndarray, *, min_samples: int) -> SpanningTree:
     """The shortest tree over rows [n, d], n >= 2, as `single_linkage` measures them."""
+    if len(vectors) < 2 or min_samples < 1:
+        raise ValueError(f"{len(vectors)} rows and min_samples {min_samples}: two rows and 1 are the least")
     tree = build_kd_tree(vectors)
     _check_extent(tree)
     cores = kth_squares(tree, min(min_samples, len(vectors) - 1))
@@ -93,9 +97,10 @@ def _shortest_ways_out(tree: KdTree, cores: np.ndarray, forest: _Forest) -> np.n
 
 
 def _check_extent(tree: KdTree) -> None:
+    """Leave room for what sums in another order are rounded to: with an infinite one no edge would be found."""
     with np.errstate(over="ignore"):
         square = np.square(tree.highs[0].astype(np.float64) - tree.lows[0]).sum()
-    if not np.isfinite(square):
+    if square > np.finfo(np.float64).max / 2:
         raise UserError("the values are too large for their squared distances; scale the vectors down")
 
 

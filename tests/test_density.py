@@ -12,9 +12,10 @@ import hdbscan
 import numpy as np
 import pytest
 from hdbscan.hdbscan_ import _tree_to_labels
+from scipy.cluster.hierarchy import cophenet
 from sklearn.neighbors import NearestNeighbors
 
-import common.mapped as mapped
+from common import density, mapped
 from common.backend import Backend
 from common.best_scores import empty_best, offer_tile
 from common.cells import cell_neighbors
@@ -30,6 +31,7 @@ from common.density import (
     single_linkage_tree,
 )
 from common.neighbors import Neighbors, _candidates_by_torch, _candidates_on_cpu, _find_bounds, exact_neighbors
+from common.single_linkage import single_linkage
 
 CUML = Backend("cuml", "cuda", "a stand-in")
 
@@ -41,6 +43,14 @@ def blobs():
     centers, spreads = rng.standard_normal((5, 6)) * 4, (0.3, 0.5, 0.7, 1, 1)
     parts = [center + rng.standard_normal((120, 6)) * scale for center, scale in zip(centers, spreads, strict=True)]
     return np.vstack([*parts, rng.uniform(-10, 10, (100, 6))]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """200 rows of 70 dimensions: two clusters."""
+    rows = np.random.default_rng(3).standard_normal((200, 70)).astype(np.float32)
+    rows[:100] += 3
+    return rows
 
 
 @pytest.mark.parametrize("method", [_candidates_on_cpu, partial(_candidates_by_torch, device="cpu")])
@@ -208,9 +218,7 @@ def _are_same_clusters(one, other):
 
 
 @pytest.mark.parametrize("settings", [{"min_samples": 15}, {"min_samples": 1, "cluster_selection_method": "leaf"}])
-def test_hdbscan_of_the_pipeline_equals_a_direct_fit_also_in_many_dimensions(blobs, settings):
-    wide = np.random.default_rng(3).standard_normal((200, 70)).astype(np.float32)
-    wide[:100] += 3
+def test_hdbscan_of_the_pipeline_equals_a_direct_fit_also_in_many_dimensions(blobs, wide, settings):
     for vectors in (blobs, wide):
         direct = hdbscan.HDBSCAN(min_cluster_size=15, approx_min_span_tree=False, **settings).fit(vectors)
         ours = cluster_hdbscan(vectors, min_cluster_size=15, **settings)
@@ -219,6 +227,24 @@ def test_hdbscan_of_the_pipeline_equals_a_direct_fit_also_in_many_dimensions(blo
         assert (ours.labels.dtype, ours.probabilities.dtype) == (np.int32, np.float32)
         assert ours.labels.max() >= 1
         assert (ours.probabilities[ours.labels == -1] == 0).all()
+
+
+@pytest.mark.parametrize("min_samples", [3, 4, 5, 8, 12])
+@pytest.mark.parametrize("method", ["eom", "leaf"])
+def test_where_edges_are_equally_long_a_direct_fit_differs_in_a_few_rows_on_borders(blobs, min_samples, method):
+    settings = {"min_cluster_size": 15, "min_samples": min_samples, "cluster_selection_method": method}
+    direct = hdbscan.HDBSCAN(approx_min_span_tree=False, **settings).fit(blobs)
+    ours = cluster_hdbscan(blobs, **settings)
+    assert np.sum((ours.labels == -1) != (direct.labels_ == -1)) <= 3
+    inside = (ours.labels >= 0) & (direct.labels_ >= 0)
+    assert _are_same_clusters(ours.labels[inside], direct.labels_[inside])
+
+
+@pytest.mark.parametrize("min_samples", [1, 8])
+def test_trees_of_many_dimensions_are_the_package_s_and_equal_ours(wide, min_samples):
+    ours = single_linkage(wide, min_samples=min_samples)
+    theirs = single_linkage_tree(wide, min_samples=min_samples).merges
+    assert cophenet(theirs) == pytest.approx(cophenet(ours), rel=1e-12)
 
 
 @pytest.mark.parametrize("method", ["eom", "leaf"])
@@ -414,11 +440,12 @@ def test_cuml_is_called_by_its_contract(cuml, blobs, caplog):
     assert cluster_dbscan(blobs, eps=1.0, min_samples=3, backend=CUML).dtype == np.int32
 
 
-def test_more_samples_than_cuml_takes_go_to_the_cpu(cuml, blobs, caplog):
-    result = cluster_hdbscan(blobs, min_samples=2000, min_cluster_size=20, backend=CUML)
-    direct = hdbscan.HDBSCAN(min_samples=2000, min_cluster_size=20).fit(blobs)
-    assert np.array_equal(result.labels, direct.labels_)
-    assert "cuML takes min_samples up to 1023" in caplog.text
+def test_more_samples_than_cuml_takes_go_to_the_cpu(cuml, blobs, caplog, monkeypatch):
+    monkeypatch.setattr(density, "_CUML_MAX_MIN_SAMPLES", 14)
+    result = cluster_hdbscan(blobs, min_samples=15, min_cluster_size=20, backend=CUML)
+    on_cpu = cluster_hdbscan(blobs, min_samples=15, min_cluster_size=20)
+    assert on_cpu.labels.max() >= 3 and np.array_equal(result.labels, on_cpu.labels)
+    assert "cuML takes min_samples up to 14" in caplog.text
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])

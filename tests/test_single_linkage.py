@@ -8,9 +8,12 @@ import hdbscan
 import numpy as np
 import pytest
 from scipy.cluster.hierarchy import cophenet, is_valid_linkage
-from scipy.sparse.csgraph import minimum_spanning_tree
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components, minimum_spanning_tree
 from scipy.spatial.distance import cdist
 
+import common.kd_tree
+import common.single_linkage
 import common.threads
 from common.config import UserError
 from common.kd_tree import build_kd_tree, kth_squares
@@ -65,18 +68,25 @@ def test_merges_by_hand():
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])
-def test_the_tree_is_the_shortest_whatever_the_threads(monkeypatch, n_threads):
-    """Over more rows than are searched for at once; where scipy's tree is as long, edge by edge."""
-    rows = blobs(9000, 3, seed=4)
+def test_the_tree_is_the_shortest_over_many_blocks_whatever_the_threads(monkeypatch, n_threads):
+    monkeypatch.setattr(common.single_linkage, "_BLOCK", 16)
+    monkeypatch.setattr(common.single_linkage, "_TILE", 4)
+    monkeypatch.setattr(common.kd_tree, "_TILE", 4)
     monkeypatch.setattr(common.threads, "available_threads", lambda: n_threads)
-    merges = single_linkage(rows, min_samples=7)
-    monkeypatch.setattr(common.threads, "available_threads", lambda: 2)
-    assert np.array_equal(single_linkage(rows, min_samples=7), merges)
-    some = rows[:1500]
-    distances = cdist(some.astype(np.float64), some)
+    rows = blobs(700, 3, seed=4)
+    distances = cdist(rows.astype(np.float64), rows)
     cores = np.sort(distances, axis=1)[:, 7]
     shortest = minimum_spanning_tree(np.maximum(distances, np.maximum(cores[:, None], cores)))
-    assert single_linkage(some, min_samples=7)[:, 2] == pytest.approx(np.sort(shortest.data), rel=1e-12)
+    merges = single_linkage(rows, min_samples=7)
+    assert merges[:, 2] == pytest.approx(np.sort(shortest.data), rel=1e-12)
+
+
+def test_no_bit_depends_on_the_threads(monkeypatch):
+    rows, found = blobs(20_000, 3, seed=4), []
+    for n_threads in (1, 2, 5):
+        monkeypatch.setattr(common.threads, "available_threads", lambda n=n_threads: n)
+        found.append(single_linkage(rows, min_samples=7))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
 def test_edges_are_as_long_as_they_say_and_connect_all_rows():
@@ -87,7 +97,8 @@ def test_edges_are_as_long_as_they_say_and_connect_all_rows():
     nearest = np.sort(cdist(rows.astype(np.float64), rows), axis=1)[:, 1] ** 2
     longest = np.maximum(squares, nearest[edges.ends].max(axis=1))
     assert edges.squares == pytest.approx(longest, rel=1e-9, abs=1e-12)
-    assert edges.ends.shape == (1999, 2) and len(np.unique(edges.ends)) == 2000
+    graph = csr_array((np.ones(1999), edges.ends.T), shape=(2000, 2000))
+    assert connected_components(graph, directed=False)[0] == 1
 
 
 def test_many_equal_rows_join_at_zero():
@@ -108,10 +119,24 @@ def test_memory_a_row_is_bounded():
         tracemalloc.stop()
 
 
-def test_distances_beyond_float64_are_told():
+@pytest.mark.filterwarnings("error")
+def test_distances_beyond_float64_are_told_and_those_beyond_float32_are_none():
     with pytest.raises(UserError, match="scale the vectors down"):
         single_linkage(np.array([[0.0], [1e200], [2e200]]), min_samples=1)
-    assert np.isfinite(single_linkage(np.array([[0], [3e38], [-3e38]], np.float32), min_samples=1)).all()
+    # Added up in another order these squares are infinite: the search would find no edge, and never end.
+    largest = np.full((2, 9), np.sqrt(np.finfo(np.float64).max / 9))
+    largest[0] = 0
+    with pytest.raises(UserError, match="scale the vectors down"):
+        single_linkage(largest, min_samples=1)
+    rows = (np.random.default_rng(0).standard_normal((100, 3)) * 1e38).clip(-3e38, 3e38).astype(np.float32)
+    huge, plain = (single_linkage(of, min_samples=2) for of in (rows, rows.astype(np.float64) / 2**100))
+    assert huge[:, 2] == pytest.approx(plain[:, 2] * 2.0**100, rel=1e-12)
+
+
+def test_too_few_rows_and_samples_are_refused():
+    for n_rows, min_samples in ((1, 1), (0, 1), (5, 0)):
+        with pytest.raises(ValueError, match="two rows and 1 are the least"):
+            single_linkage(np.zeros((n_rows, 2)), min_samples=min_samples)
 
 
 # --- the k-d tree ---------------------------------------------------------------------------------------------------
