@@ -270,12 +270,20 @@ def prepare_points(vectors: np.ndarray, metric: NeighborMetric) -> np.ndarray:
 
 
 def score_factors(points: np.ndarray, metric: NeighborMetric) -> tuple[np.ndarray, np.ndarray]:
-    """Two matrices whose product is a symmetric score: cosines, or -|x - y|^2 / 2 for euclidean distances."""
+    """Two matrices whose product is a symmetric score: cosines, or -|x - y|^2 / 2 for euclidean distances.
+
+    They lie in files where the points do.
+    """
     if metric == "cosine":
         return points, points
-    half_squares = np.einsum("nd,nd->n", points, points)[:, None] / 2
-    ones = np.ones_like(half_squares)
-    return np.hstack([points, ones, half_squares]), np.hstack([points, -half_squares, -ones])
+    n, d = points.shape
+    left, right = matrix_beside(points, (n, d + 2)), matrix_beside(points, (n, d + 2))
+    for rows, of_left, of_right in zip(pieces(points), pieces(left), pieces(right), strict=True):
+        half_squares = np.einsum("nd,nd->n", rows, rows) / 2
+        of_left[:, :d] = of_right[:, :d] = rows
+        of_left[:, d], of_left[:, d + 1] = 1, half_squares
+        of_right[:, d], of_right[:, d + 1] = -half_squares, -1
+    return left, right
 
 
 def rank_candidates(points: np.ndarray, candidates: np.ndarray, k: int, metric: NeighborMetric) -> Neighbors:

@@ -30,7 +30,14 @@ from common.density import (
     embed_umap,
     single_linkage_tree,
 )
-from common.neighbors import Neighbors, _candidates_by_torch, _candidates_on_cpu, _find_bounds, exact_neighbors
+from common.neighbors import (
+    Neighbors,
+    _candidates_by_torch,
+    _candidates_on_cpu,
+    _find_bounds,
+    exact_neighbors,
+    score_factors,
+)
 from common.single_linkage import single_linkage
 
 CUML = Backend("cuml", "cuda", "a stand-in")
@@ -458,6 +465,7 @@ def test_what_is_made_of_rows_in_a_file_lies_in_files_and_has_the_same_bits(blob
         for one, other in zip(in_file, in_memory, strict=True):
             assert np.array_equal(one, other)
             assert mapped._mapping_of(one) is not None and mapped._mapping_of(other) is None
+    assert all(mapped._mapping_of(factor) is not None for factor in score_factors(rows, metric))
     options = {"n_neighbors": 10, "metric": metric, "n_epochs": 20}
     embeddings = [embed_umap(of, knn=exact_neighbors(of, 9, metric=metric), **options) for of in (rows, blobs)]
     assert np.array_equal(*embeddings)
