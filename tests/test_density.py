@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 from hdbscan.hdbscan_ import _tree_to_labels
 from scipy.cluster.hierarchy import cophenet
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from common import density, mapped
@@ -216,6 +219,54 @@ def test_what_comes_together_at_one_height_comes_together_at_once():
     assert condensed.point_lambdas.tolist() == [1, 1, 1, 1, 1, 1, 1 / 4, 1 / 28, 1 / 28]
     assert condensed.point_clusters[6:].tolist() == [0, 0, 0]
     assert condensed.stabilities.tolist() == pytest.approx([2 / 28 + 7 / 4, 9 / 4, 9 / 4])
+
+
+@pytest.mark.parametrize("min_samples", [1, 4])
+@pytest.mark.parametrize("min_cluster_size", [2, 5, 12])
+def test_condensed_trees_follow_the_definition(min_samples, min_cluster_size):
+    """Edges of the longest length are removed at once, over and over, on a grid where many are equally long."""
+    rng = np.random.default_rng(5)
+    rows = np.round(rng.standard_normal((150, 2)) * 6 + rng.integers(3, size=(150, 1)) * [30, 20])
+    distances = cdist(rows, rows)
+    cores = np.sort(distances, axis=1)[:, min_samples]
+    lengths = np.maximum(distances, np.maximum(cores[:, None], cores))
+    np.fill_diagonal(lengths, 0)
+    condensed = condense(single_linkage_tree(rows, min_samples=min_samples).merges, min_cluster_size=min_cluster_size)
+    ours = {
+        (np.flatnonzero(condensed.point_clusters == cluster).tobytes(), round(float(stability), 6))
+        for cluster, stability in enumerate(condensed.stabilities)
+        if np.isfinite(stability)
+    }
+    expected, point_lambdas = set(), np.zeros(len(rows))
+    clusters = [(np.arange(len(rows)), 0.0)]  # points and the density that they split off at
+    for points, birth in clusters:
+        stability, fallen = 0.0, []
+        while len(points):
+            longest = _longest_needed(lengths[np.ix_(points, points)])
+            density = 1 / longest if longest else np.inf
+            is_edge = lengths[np.ix_(points, points)] < longest
+            _, parts = connected_components(csr_array(is_edge), directed=False)
+            large = [points[parts == part] for part in np.unique(parts) if (parts == part).sum() >= min_cluster_size]
+            left = points if not large else points[~np.isin(points, np.concatenate(large))]
+            point_lambdas[left], stability = density, stability + len(left) * (density - birth)
+            fallen.append(left)
+            if len(large) > 1:
+                stability += sum(map(len, large)) * (density - birth)
+                clusters += [(part, density) for part in large]
+            points = large[0] if len(large) == 1 else points[:0]
+        if np.isfinite(stability):
+            expected.add((np.sort(np.concatenate(fallen)).tobytes(), round(stability, 6)))
+    assert len(clusters) == len(condensed.parents) and len(clusters) > 3
+    assert condensed.point_lambdas == pytest.approx(point_lambdas)
+    assert ours == expected
+
+
+def _longest_needed(lengths):
+    """The longest edge without which not all points [n, n] would be connected; 0 where all are at one place."""
+    for length in np.unique(lengths):
+        if connected_components(csr_array(lengths <= length), directed=False)[0] == 1:
+            return length
+    raise AssertionError
 
 
 def _are_same_clusters(one, other):
