@@ -13,11 +13,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from common.grouping import cluster_sums
-from common.mapped import matrix_beside, pieces, release
+from common.mapped import matrix_beside, pieces, put_rows, take_rows
 from common.neighbors import (
     MARGIN,
     NeighborMetric,
@@ -40,7 +41,9 @@ _SAMPLED_PER_CELL, _N_PASSES = 16, 3
 _FIRST_CELLS, _MOST_CELLS = 8, 128
 # Share of the true neighbours that are to be found, and the rows by which it is measured.
 _RECALL, _N_ASKED = 0.98, 256
-# Cells whose distances to all others are sorted at a time: tables of all pairs in int64 would take 128 bytes a row.
+# Pairs of cells that are dealt out to the threads at a time: as objects they take 200 bytes each.
+_TILES_AT_ONCE = 1 << 14
+# Cells whose distances to all others are sorted at a time.
 _RANKED_CELLS = 256
 # What float32 products of the same rows differ by.
 _ROUNDING = 1e-5
@@ -74,8 +77,7 @@ def cut_into_cells(points: np.ndarray, *, random_state: int = 0) -> Cells:
 
     n_cells = _count_cells(len(points))
     rng = np.random.default_rng(random_state)
-    sample = points[np.sort(rng.permutation(len(points))[: _SAMPLED_PER_CELL * n_cells])]
-    release(points)
+    sample = take_rows(points, np.sort(rng.permutation(len(points))[: _SAMPLED_PER_CELL * n_cells]))
     found = train_lloyd(
         lambda: [sample], n_clusters=n_cells, max_epochs=_N_PASSES, init="random", random_state=random_state
     )
@@ -126,8 +128,7 @@ def cell_neighbors(
     places = search.run()  # [n, m] of rows that stand in the order of the cells
     candidates = matrix_beside(points, places.shape, dtype=places.dtype)
     for rows, part in zip(pieces(cells.order), pieces(places), strict=True):
-        candidates[rows] = cells.order[part]
-        release(candidates)  # these rows lie anywhere in it
+        put_rows(candidates, rows, cells.order[part])
     return rank_candidates(points, candidates, k if n_kept is None else min(n_kept, k), metric)
 
 
@@ -139,8 +140,7 @@ def _take(points: np.ndarray, order: np.ndarray) -> np.ndarray:
     """
     taken, places = matrix_beside(points, points.shape), np.argsort(order)
     for rows, part in zip(pieces(places), pieces(points), strict=True):
-        taken[rows] = part
-        release(taken)
+        put_rows(taken, rows, part)
     return taken
 
 
@@ -151,8 +151,7 @@ class _Search:
         self._factors = score_factors(points, metric)
         self._n, self._k = len(points), k
         self._parts = [slice(*ends) for ends in zip(cells.bounds[:-1].tolist(), cells.bounds[1:].tolist(), strict=True)]
-        self._ranks = _ranks(cells.means)
-        self._least_cells = _cells_with_rows(self._ranks, np.diff(cells.bounds), n_rows=self._n_candidates + 1)
+        self._near = list(_near_cells(cells, n_rows=self._n_candidates + 1))
         rng = np.random.default_rng((random_state, 1))
         self._asked = np.sort(rng.permutation(self._n)[:_N_ASKED])
 
@@ -166,23 +165,37 @@ class _Search:
 
         ids, scores = empty_best(self._n, self._n_candidates, beside=self._factors[0])
         least = self._true_scores()
-        is_done = np.zeros(self._ranks.shape, bool)
-        n_cells = _FIRST_CELLS
+        n_cells, searched = _FIRST_CELLS, np.zeros(0, np.int64)
         while True:
-            is_near = self._ranks < np.maximum(n_cells, self._least_cells)[:, None]
-            is_near |= is_near.T
-            offer_tiles(self._tiles(is_near & ~is_done), *self._factors, ids, scores)
-            is_done = is_near
+            pairs = self._pairs(n_cells)
+            for some in pieces(np.setdiff1d(pairs, searched, assume_unique=True), n_rows=_TILES_AT_ONCE):
+                offer_tiles(self._tiles(some), *self._factors, ids, scores)
+            searched = pairs
             recall = float((scores[self._asked, : self._k] >= least[:, None] - _ROUNDING).mean())
-            if recall >= _RECALL or n_cells >= min(_MOST_CELLS, len(is_near)):
+            if recall >= _RECALL or n_cells >= min(_MOST_CELLS, len(self._parts)):
                 break
             n_cells *= 2
         self._log(recall, n_cells)
         return ids
 
+    def _pairs(self, n_cells: int) -> np.ndarray:
+        """Pairs of cells of which one is among the `n_cells` nearest of the other.
+
+        [p] int64, ascending: one * c + other, where c is how many cells there are.
+        """
+        pairs = []
+        for near in self._near:
+            is_near = np.arange(near.cells.shape[1]) < np.maximum(n_cells, near.least)[:, None]
+            one, other = np.broadcast_to(near.cells[:, :1], is_near.shape)[is_near], near.cells[is_near]
+            pairs.append(np.minimum(one, other) * len(self._parts) + np.maximum(one, other))
+        return np.unique(np.concatenate(pairs))
+
     def _tiles(self, pairs: np.ndarray) -> list[Tile]:
-        """The parts of each pair of cells, [c, c] bool and symmetric, once."""
-        return [(self._parts[one], self._parts[other]) for one, other in np.argwhere(np.triu(pairs)).tolist()]
+        """The parts of the rows of each pair of cells."""
+        ones, others = np.divmod(pairs, len(self._parts))
+        return [
+            (self._parts[one], self._parts[other]) for one, other in zip(ones.tolist(), others.tolist(), strict=True)
+        ]
 
     def _true_scores(self) -> np.ndarray:
         """The score of the true k-th neighbour of each row that is asked, [a] float32: by comparing it to all rows."""
@@ -191,11 +204,11 @@ class _Search:
         least = []
         for start in range(0, len(self._asked), step):
             asked = self._asked[start : start + step]
-            scores = left[asked] @ right.T
+            lefts = take_rows(left, asked)
+            scores = np.concatenate([lefts @ part.T for part in pieces(right)], axis=1)
             scores[np.arange(len(asked)), asked] = -np.inf
             scores.partition(self._n - self._k, axis=1)
             least.append(scores[:, self._n - self._k].copy())  # a view would hold all scores
-            release(right)
         return np.concatenate(least)
 
     def _log(self, recall: float, n_cells: int) -> None:
@@ -215,22 +228,24 @@ def _gather(points: np.ndarray, labels: np.ndarray, *, most: int) -> Cells:
     return Cells(order, bounds, (cluster_sums(points, codes, len(sizes)) / sizes[:, None]).astype(np.float32))
 
 
-def _ranks(means: np.ndarray) -> np.ndarray:
-    """How near each cell [c] is to each other one, [c, c] int32: 0 for itself, 1 for the nearest."""
-    left, right = score_factors(means, "euclidean")
-    scores = left @ right.T
-    np.fill_diagonal(scores, np.inf)
-    ranks = np.empty(scores.shape, np.int32)
-    for some, of in zip(pieces(scores, n_rows=_RANKED_CELLS), pieces(ranks, n_rows=_RANKED_CELLS), strict=True):
-        order = np.argsort(-some, axis=1, kind="stable")
-        np.put_along_axis(of, order, np.arange(len(means), dtype=np.int32)[None], axis=1)
-    return ranks
+class _NearCells(NamedTuple):
+    """Of some cells [s], those near them."""
+
+    cells: np.ndarray  # [s, w] int64, the nearest first, which is the cell itself
+    least: np.ndarray  # [s] int64: how many of them have as many rows as are sought
 
 
-def _cells_with_rows(ranks: np.ndarray, sizes: np.ndarray, *, n_rows: int) -> np.ndarray:
-    """How many of its nearest cells each cell [c] needs, itself the first, to find so many rows: [c] int64."""
-    needed = []
-    for some in pieces(ranks, n_rows=_RANKED_CELLS):
-        found = np.cumsum(sizes[np.argsort(some, axis=1, kind="stable")], axis=1)
-        needed.append((found < n_rows).sum(axis=1) + 1)
-    return np.concatenate(needed)
+def _near_cells(cells: Cells, *, n_rows: int) -> Iterator[_NearCells]:
+    """Yield the cells near each, as far as they are ever searched, for some cells at a time.
+
+    A table of all pairs would take 64 bytes a row: the cells are four times the root of the rows.
+    """
+    left, right = score_factors(cells.means, "euclidean")
+    sizes = np.diff(cells.bounds)
+    for start in range(0, len(cells), _RANKED_CELLS):
+        scores = left[start : start + _RANKED_CELLS] @ right.T
+        places = np.arange(len(scores))
+        scores[places, start + places] = np.inf
+        order = np.argsort(-scores, axis=1, kind="stable")
+        least = (np.cumsum(sizes[order], axis=1) < n_rows).sum(axis=1) + 1
+        yield _NearCells(order[:, : max(_MOST_CELLS, least.max())].copy(), least)

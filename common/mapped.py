@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import logging
 import math
 import mmap
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 _LEAST_BYTES = 1 << 20
 # Linux maps pages in groups of so many bytes, where they are in its cache.
 _MAPPED_ALONG = 1 << 16
+# Rows from anywhere are used by parts of so many bytes. A page may come with all that was written with it.
+_NEARBY_BYTES = 1 << 23
 
 
 class _Room(mmap.mmap):
@@ -92,6 +95,35 @@ def pieces(rows: np.ndarray, *, n_rows: int = 4096) -> Iterator[np.ndarray]:
         part = rows[start : start + n_rows]
         yield part
         release(part)
+
+
+def take_rows(matrix: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """A copy of rows from anywhere in a matrix, `numbers` [m] integers."""
+    taken = np.empty((len(numbers), *matrix.shape[1:]), matrix.dtype)
+    for some in _nearby(matrix, numbers):
+        taken[some] = matrix[numbers[some]]
+    return taken
+
+
+def put_rows(matrix: np.ndarray, numbers: np.ndarray, rows: np.ndarray) -> None:
+    """Write `rows` [m, …] to anywhere in a matrix, `numbers` [m] integers."""
+    for some in _nearby(matrix, numbers):
+        matrix[numbers[some]] = rows[some]
+
+
+def _nearby(matrix: np.ndarray, numbers: np.ndarray) -> Iterator[np.ndarray]:
+    """Places in `numbers` [m] of rows that lie near each other, from the first rows to the last.
+
+    The memory of each part is given back after it: rows in any order would bring nearly all of the matrix to memory, as
+    pages are mapped with those around them.
+    """
+    order = np.argsort(numbers, kind="stable")
+    step = max(1, _NEARBY_BYTES // max(matrix[:1].nbytes, 1))
+    bounds = np.searchsorted(numbers[order], np.arange(0, len(matrix) + step, step)).tolist()
+    for part, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first < last:
+            yield order[first:last]
+            release(matrix[part * step : (part + 1) * step])
 
 
 def return_freed_memory() -> None:

@@ -20,13 +20,15 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from common.config import UserError
-from common.mapped import matrix_beside, pieces, release
+from common.mapped import matrix_beside, pieces, release, take_rows
 from common.threads import share_tiles
 
 NeighborMetric = Literal["cosine", "euclidean"]
 
 # Rows and columns of a tile of scores, float32: 4 MB. Not a power of two, whose rows would share lines of the cache.
 _TILE_ROWS = 1000
+# Tiles after which the memory of what they were made of is given back.
+_TILES_HELD = 4
 # Scores of one block of rows against all others on a device, float32: 64 MB.
 _BLOCK_ELEMENTS = 1 << 24
 # Rows whose candidates are looked at together, in the order of the candidates: these rows stay, the others pass by.
@@ -133,17 +135,16 @@ def offer_tiles(
         room = np.empty(largest, np.float32)
         for row, pairs in itertools.groupby((tiles[place] for place in places), key=itemgetter(0)):
             lefts = factor(left, row)
-            for _, column in pairs:
+            for number, (_, column) in enumerate(pairs):
                 rights = factor(right, column)
                 tile = room[: len(lefts) * len(rights)].reshape(len(lefts), len(rights))
                 np.matmul(lefts, rights.T, out=tile)
                 one, other = locks[row.start], locks[column.start]
                 with one, other if other is not one else nullcontext():  # the lower first: no deadlock
                     offer_tile(tile, row.start, column.start, ids, scores, rows)
-                for used in (right, ids, scores):
-                    release(used[column])
-            for used in (left, ids, scores):
-                release(used[row])
+                if number % _TILES_HELD == 0:
+                    for used in (left, right, ids, scores):
+                        release(used)  # whole, as pages come with others around them
 
     share_tiles(work, n_rows=len(tiles), tile_rows=1)
 
@@ -189,7 +190,7 @@ def _find_bounds(rows: np.ndarray, count: int) -> _Bounds | None:
 def _share_of_candidates(rows: np.ndarray, bounds: _Bounds, count: int) -> float:
     """The share of all pairs whose bound reaches the `count` best scores of a row, estimated from a few rows."""
     n = len(rows)
-    asked = rows[np.linspace(0, n - 1, _N_ASKED).astype(np.int64)]
+    asked = take_rows(rows, np.linspace(0, n - 1, _N_ASKED).astype(np.int64))
     # One more than `count`: a row is its own best.
     best = np.full((count + 1, len(asked)), -np.inf, np.float32)  # the lowest first
     for part in pieces(rows):
@@ -313,8 +314,10 @@ def _squared_distances(points: np.ndarray, near: np.ndarray, first_row: int) -> 
     squares = np.empty(r * m, np.float32)
     by_candidate = np.argsort(near, axis=None)  # so that `points` is gone through once, from its first row to its last
     step = max(1, _RESCORE_ELEMENTS // points.shape[1])
-    for start in range(0, r * m, step):
-        pairs = by_candidate[start : start + step]
+    ends = np.searchsorted(near.reshape(-1)[by_candidate], np.arange(0, len(points), _RESCORE_ROWS))
+    cuts = np.union1d(np.arange(0, r * m, step), [*ends, r * m])
+    for start, end in itertools.pairwise(cuts.tolist()):
+        pairs = by_candidate[start:end]
         others = near.reshape(-1)[pairs]
         offsets = points[others]
         offsets -= points[first_row + pairs // m]

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.mapped import mapped_matrix, release
+from common import mapped
+from common.mapped import mapped_matrix, put_rows, release, take_rows
 
 SHAPE = (20_000, 400)  # 32 MB
 linux = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux what is resident")
@@ -60,3 +61,22 @@ def test_a_full_disk_is_met_before_anything_is_written(tmp_path, monkeypatch, ca
     matrix[:] = 1
     release(matrix)
     assert matrix.all() and list(tmp_path.iterdir()) == []
+
+
+@linux
+@pytest.mark.parametrize("is_mapped", [True, False])
+def test_rows_from_anywhere_are_taken_and_put_and_little_of_the_matrix_stays(tmp_path, monkeypatch, is_mapped):
+    monkeypatch.setattr(mapped, "_NEARBY_BYTES", 1 << 20)
+    matrix = mapped_matrix(SHAPE, folder=tmp_path) if is_mapped else np.zeros(SHAPE, np.float32)
+    numbers = np.random.default_rng(0).permutation(SHAPE[0])[:7_000]
+    before = file_mib()
+    put_rows(matrix, numbers, np.repeat(numbers[:, None] + 1, SHAPE[1], axis=1))
+    assert not is_mapped or file_mib() - before < 4
+    expected = np.zeros(SHAPE[0])
+    expected[numbers] = numbers + 1
+    assert (matrix == expected[:, None]).all()
+    release(matrix)
+    asked = np.concatenate([numbers[:3000][::-1], [0, SHAPE[0] - 1, 0]])
+    assert np.array_equal(take_rows(matrix, asked)[:, 5], expected[asked])
+    assert not is_mapped or file_mib() - before < 4
+    assert take_rows(matrix, asked[:0]).shape == (0, SHAPE[1])
