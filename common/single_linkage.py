@@ -5,7 +5,7 @@
 Two rows are as far apart as their distance or the farther of their `min_samples`-th neighbours, whichever is more. The
 tree is exact, and the same for any number of threads. Edges are often equally long, as those about a row share its
 `min_samples`-th neighbour: then there are several trees, in which any two rows still come together at the same height.
-Memory is some 145 bytes a row of ten float32 dimensions, and up to 8 for each further one: no table of neighbours is
+Memory is some 150 bytes a row of ten float32 dimensions, and up to 8 for each further one: no table of neighbours is
 made. For few dimensions; in a hundred no box is far from a row. Imported only where it is called, as numba is.
 Source: Campello, Moulavi and Sander, Density-based clustering based on hierarchical density estimates, PAKDD 2013;
 Boruvka's algorithm, whose rounds take over what earlier ones found, as March, Ram and Gray do, Fast Euclidean minimum
@@ -20,6 +20,7 @@ import numba
 import numpy as np
 
 from common.config import UserError
+from common.disjoint_sets import find_root
 from common.kd_tree import KdTree, Ways, build_kd_tree, kth_squares, search_outside
 from common.threads import share_tiles
 
@@ -51,8 +52,8 @@ def spanning_tree(vectors: np.ndarray, *, min_samples: int) -> SpanningTree:
     """The shortest tree over rows [n, d], n >= 2, as `single_linkage` measures them."""
     if len(vectors) < 2 or min_samples < 1:
         raise ValueError(f"{len(vectors)} rows and min_samples {min_samples}: two rows and 1 are the least")
+    _check_extent(vectors)
     tree = build_kd_tree(vectors)
-    _check_extent(tree)
     cores = kth_squares(tree, min(min_samples, len(vectors) - 1))
     forest = _Forest(cores)
     while forest.n_groups > 1:
@@ -96,10 +97,11 @@ def _shortest_ways_out(tree: KdTree, cores: np.ndarray, forest: _Forest) -> np.n
     return bounds
 
 
-def _check_extent(tree: KdTree) -> None:
+def _check_extent(vectors: np.ndarray) -> None:
     """Leave room for what sums in another order are rounded to: with an infinite one no edge would be found."""
     with np.errstate(over="ignore"):
-        square = np.square(tree.highs[0].astype(np.float64) - tree.lows[0]).sum()
+        sides = vectors.max(axis=0).astype(np.float64) - vectors.min(axis=0)
+        square = np.square(sides).sum()
     if square > np.finfo(np.float64).max / 2:
         raise UserError("the values are too large for their squared distances; scale the vectors down")
 
@@ -152,7 +154,7 @@ def _join(ways: Ways, bounds: np.ndarray, ends: np.ndarray, squares: np.ndarray)
         if ways.nearest[row] < 0 or is_done[group] or ways.squares[row] > bounds[group]:
             continue
         is_done[group] = True
-        one, other = _root(parents, group), _root(parents, groups[ways.nearest[row]])
+        one, other = find_root(parents, group), find_root(parents, groups[ways.nearest[row]])
         if one != other:
             parents[max(one, other)] = min(one, other)
             ends[n_edges, 0], ends[n_edges, 1], squares[n_edges] = row, ways.nearest[row], ways.squares[row]
@@ -162,18 +164,10 @@ def _join(ways: Ways, bounds: np.ndarray, ends: np.ndarray, squares: np.ndarray)
         if parents[group] == group:
             numbers[group], n_left = n_left, n_left + 1
         else:
-            numbers[group] = numbers[_root(parents, group)]  # which is smaller
+            numbers[group] = numbers[find_root(parents, group)]  # which is smaller
     for row in range(len(groups)):
         groups[row] = numbers[groups[row]]
     return n_left
-
-
-@numba.njit(**_EXACT)
-def _root(parents: np.ndarray, node: int) -> int:
-    while parents[node] != node:
-        parents[node] = parents[parents[node]]
-        node = parents[node]
-    return node
 
 
 @numba.njit(**_EXACT)
@@ -183,7 +177,7 @@ def _link(ends: np.ndarray, lengths: np.ndarray, order: np.ndarray) -> np.ndarra
     merges, parents = np.empty((n - 1, 4)), np.arange(2 * n - 1).astype(np.int32)
     for step in range(n - 1):
         edge = order[step]
-        one, other = _root(parents, ends[edge, 0]), _root(parents, ends[edge, 1])
+        one, other = find_root(parents, ends[edge, 0]), find_root(parents, ends[edge, 1])
         parents[one] = parents[other] = n + step
         merges[step, 0], merges[step, 1], merges[step, 2] = min(one, other), max(one, other), lengths[edge]
         merges[step, 3] = (merges[one - n, 3] if one >= n else 1.0) + (merges[other - n, 3] if other >= n else 1.0)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numba
 import numpy as np
 
+from common.disjoint_sets import find_root
 from common.mapped import matrix_beside, pieces, release
 
 if TYPE_CHECKING:
@@ -280,22 +281,14 @@ def _join_ends(indptr: np.ndarray, tails: np.ndarray, first: int, last: int, roo
     """Let both ends of each edge have one root, the lower row."""
     for row in range(first, last):
         for edge in range(indptr[row], indptr[row + 1]):
-            one, other = _root(roots, row), _root(roots, tails[edge])
+            one, other = find_root(roots, row), find_root(roots, tails[edge])
             roots[max(one, other)] = min(one, other)
-
-
-@numba.njit(**_EXACT)
-def _root(roots: np.ndarray, row: int) -> int:
-    while roots[row] != row:
-        roots[row] = roots[roots[row]]
-        row = roots[row]
-    return row
 
 
 @numba.njit(**_EXACT)
 def _find_roots(roots: np.ndarray) -> np.ndarray:
     for row in range(len(roots)):
-        roots[row] = _root(roots, row)
+        roots[row] = find_root(roots, row)
     return roots
 
 

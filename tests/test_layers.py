@@ -19,7 +19,7 @@ COMMON_LAYERS = [
     "backend", "workers", "engine", "stage", "grouping", "agreement", "escaping", "kmeans_steps", "kmeans_init",
     "kmeans", "vector_stream", "shard_kmeans", "vectors", "pca_file", "centroids", "cluster_ids", "clustered_shards",
     "quality", "separation", "distance_sums", "silhouette", "best_scores", "neighbors", "cells", "umap_steps",
-    "umap_graph", "lanczos", "spectral_start", "umap_layout", "condensed_tree", "kd_tree",
+    "disjoint_sets", "umap_graph", "lanczos", "spectral_start", "umap_layout", "condensed_tree", "kd_tree",
     "single_linkage", "density", "pseudo_labels", "labeler",
     "class_cuts", "dataset_table", "holdout", "pooled_head", "model_files", "pooling", "checkpoint", "encoder",
     "charts", "figures", "report_data", "report", "cluster_samples", "cluster_report", "purity_report", "numba_cache",

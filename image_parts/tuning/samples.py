@@ -34,6 +34,7 @@ _CODE = (
     "common/vectors.py", "common/neighbors.py", "common/best_scores.py", "common/cells.py", "common/grouping.py",
     "common/kmeans.py", "common/kmeans_init.py", "common/kmeans_steps.py", "common/umap_graph.py", "common/lanczos.py",
     "common/spectral_start.py", "common/umap_layout.py", "common/umap_steps.py", "common/kd_tree.py",
+    "common/disjoint_sets.py",
     "common/single_linkage.py", "common/density.py", "image_parts/pipeline.py",
 )  # fmt: skip
 
